@@ -1,0 +1,1 @@
+"""Score-based generative models in JAX: train, sample, and compute bits per dimension."""

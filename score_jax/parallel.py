@@ -1,0 +1,86 @@
+"""Devices: the one module that knows how many there are.
+
+Training is data-parallel: state replicated, examples sharded, gradients averaged over the named
+axis by the step itself. Evaluation maps a function of examples over all devices, padding the last
+batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+AXIS = "devices"
+
+
+def count() -> int:
+    """The number of devices that a batch is divided over."""
+    return jax.local_device_count()
+
+
+def replicate(tree: Any) -> Any:
+    """The tree with a leading device axis, one copy on each device."""
+    return jax.pmap(lambda _, leaf: leaf, in_axes=(0, None))(np.arange(count()), tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy, on that device; indexing the replicated array would gather it first."""
+    return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
+
+
+def shard(batch: Any) -> Any:
+    """Arrays [b, ...] as [devices, b / devices, ...]."""
+    return jax.tree.map(lambda a: a.reshape(count(), -1, *a.shape[1:]), batch)
+
+
+def train_step(step: Callable) -> Callable:
+    """Maps step(state, resident, batch, key) over the devices; the old state's memory is reused for the new one.
+
+    `state` and `resident` are replicated, `batch` is sharded, `key` is the same for all.
+    """
+    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=0)
+
+
+def example_index(n: int, axis_name: str | None) -> tuple[Array, int]:
+    """The global-batch indices of this device's n examples, and the global batch's size."""
+    if axis_name is None:
+        return jnp.arange(n), n
+    return jax.lax.axis_index(axis_name) * n + jnp.arange(n), n * jax.lax.axis_size(axis_name)
+
+
+def mean(tree: Any, axis_name: str | None) -> Any:
+    """The mean over devices."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def map_examples(fn: Callable, batch_size: int) -> Callable[..., Any]:
+    """Maps fn over all examples of arrays [n, ...], each exactly once; compiled once, however often it is called.
+
+    Args:
+      fn: called as fn(common, arrays) with arrays [b, ...]; returns a tree of [b, ...] arrays, each
+        example's result a function of `common` and of that example alone.
+      batch_size: examples per call, over all devices together; rounded up to a multiple of their
+        number. The last batch is padded by repeating its last example, and the padding's results
+        are dropped.
+
+    Returns:
+      run(common, arrays) -> the results [n, ...] in order, on the host.
+    """
+    mapped = jax.pmap(fn, in_axes=(None, 0))
+    n_batch = -(-batch_size // count()) * count()
+
+    def one_batch(common, arrays, start, n):
+        take = np.minimum(np.arange(start, start + n_batch), n - 1)
+        result = mapped(common, shard(jax.tree.map(lambda a: a[take], arrays)))
+        kept = min(n_batch, n - start)
+        return jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[:kept], result)
+
+    def run(common, arrays):
+        n = len(jax.tree.leaves(arrays)[0])
+        results = [one_batch(common, arrays, start, n) for start in range(0, n, n_batch)]
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+    return run

@@ -1,0 +1,56 @@
+"""What a network's output means. Every kind in use is out = a(t) x0 + b(t) eps for a pair (a, b).
+
+With x_t = alpha x0 + sigma eps that is a two-by-two system, so one inverse reads every kind and the
+same pair gives the training target:
+
+    x0 = (b x - sigma out) / det,    eps = (alpha out - a x) / det,    det = alpha b - sigma a.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from score_jax import shapes
+from score_jax.sde import SDE, path
+from score_jax.types import Prediction
+
+Coefficients = Callable[[SDE, Array], tuple[Array, Array]]
+
+
+def _edm(sde: SDE, t: Array) -> tuple[Array, Array]:
+    # F with x0 = c_skip x + c_out F, sigma_data = 0.5 (Karras et al. 2022, arXiv 2206.00364, table
+    # 1), at s = sigma / alpha
+    sigma_data = 0.5
+    s = sde.sigma(t) / sde.alpha(t)
+    norm = jnp.sqrt(s**2 + sigma_data**2)
+    return s / (sigma_data * norm), -sigma_data / norm
+
+
+KINDS: dict[str, Coefficients] = {
+    "x0": lambda sde, t: (jnp.ones_like(t), jnp.zeros_like(t)),
+    "eps": lambda sde, t: (jnp.zeros_like(t), jnp.ones_like(t)),
+    "score": lambda sde, t: (jnp.zeros_like(t), -1.0 / sde.sigma(t)),
+    "v": lambda sde, t: (-sde.sigma(t), sde.alpha(t)),  # Salimans & Ho 2022, arXiv 2202.00512
+    "velocity": lambda sde, t: path(sde, t)[2:],  # dx_t / dt at fixed x0 and eps
+    "edm": _edm,
+}
+
+
+def combine(kind: str, sde: SDE, pair: Prediction, t: Float[Array, "b"]) -> Float[Array, "b *s"]:
+    """The quantity `kind`, a x0 + b eps, of a pair: the target in training, the score or velocity in sampling."""
+    a, b = (shapes.like(c, pair.x0) for c in KINDS[kind](sde, t))
+    return a * pair.x0 + b * pair.eps
+
+
+def read(
+    kind: str, sde: SDE, out: Float[Array, "b *s"], x: Float[Array, "b *s"], t: Float[Array, "b"]
+) -> Prediction:
+    """The prediction that a network's output of this kind stands for at (x, t)."""
+    a, b = KINDS[kind](sde, t)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    a, b, alpha, sigma, det = (
+        shapes.like(c, x) for c in (a, b, alpha, sigma, alpha * b - sigma * a)
+    )
+    return Prediction(x0=(b * x - sigma * out) / det, eps=(alpha * out - a * x) / det)

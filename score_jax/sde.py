@@ -1,0 +1,176 @@
+"""Linear diffusions x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, I), t in [t_min, t_max].
+
+The pair (alpha, sigma) determines the SDE dx = f(t) x dt + g(t) dW (Kingma et al. 2021, arXiv
+2107.00630, eq. 29):
+
+    log_snr = log alpha^2 / sigma^2,    f = d log alpha / dt,    g^2 = -sigma^2 d log_snr / dt.
+
+An SDE is a record of three functions of a time array, alpha, sigma and the inverse of log_snr; all
+else is derived here. t_min is where sigma / alpha is about 1e-3 of data that spans [-1, 1]: noise
+far below the step between 8-bit levels.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from score_jax import shapes
+
+TimeFn = Callable[[Array], Array]
+
+
+class SDE(NamedTuple):
+    """alpha(t), sigma(t), the time at a given log-SNR, and the ends of the time axis."""
+
+    alpha: TimeFn
+    sigma: TimeFn
+    time_of_log_snr: TimeFn
+    t_min: float
+    t_max: float
+
+
+def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -> SDE:
+    """Variance-preserving SDE with linear beta (Song et al. 2021, arXiv 2011.13456, eq. 32-33).
+
+    Args:
+      beta_min, beta_max: noise rate at t = 0 and t = 1, per unit time.
+      t_min: smallest time used in training and sampling; sigma(t_min) is about sqrt(beta_min
+        t_min).
+    """
+
+    # expm1 and log1p: 1 - exp loses all digits near t = 0
+    def time(log_snr):
+        return _beta_time(jax.nn.softplus(-log_snr), beta_min, beta_max)
+
+    return SDE(
+        alpha=lambda t: jnp.exp(-0.5 * _beta_integral(t, beta_min, beta_max)),
+        sigma=lambda t: jnp.sqrt(-jnp.expm1(-_beta_integral(t, beta_min, beta_max))),
+        time_of_log_snr=time,
+        t_min=t_min,
+        t_max=1.0,
+    )
+
+
+def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 5e-3) -> SDE:
+    """Sub-VP SDE: alpha as in `vp`, sigma = 1 - alpha^2 (Song et al. 2021, arXiv 2011.13456, eq. 29).
+
+    Args:
+      beta_min, beta_max: noise rate at t = 0 and t = 1, per unit time.
+      t_min: smallest time; sigma(t_min) is about beta_min t_min, so it is larger here than for
+        `vp`.
+    """
+
+    # alpha / sigma = 1 / (2 sinh(integral / 2))
+    def time(log_snr):
+        return _beta_time(2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * log_snr)), beta_min, beta_max)
+
+    return SDE(
+        alpha=lambda t: jnp.exp(-0.5 * _beta_integral(t, beta_min, beta_max)),
+        sigma=lambda t: -jnp.expm1(-_beta_integral(t, beta_min, beta_max)),
+        time_of_log_snr=time,
+        t_min=t_min,
+        t_max=1.0,
+    )
+
+
+def ve(sigma_min: float = 1e-3, sigma_max: float = 50.0) -> SDE:
+    """Variance-exploding SDE: alpha = 1, sigma geometric in t (Song et al. 2021, arXiv 2011.13456, appendix C).
+
+    sigma(t) = sigma_min (sigma_max / sigma_min)^t; the paper's eq. 30 subtracts sigma_min^2, its
+    practice does not.
+
+    Args:
+      sigma_min, sigma_max: standard deviation of the noise at t = 0 and t = 1, in units of the
+        data.
+    """
+    rate = jnp.log(sigma_max / sigma_min)
+    return SDE(
+        alpha=lambda t: jnp.ones_like(t),
+        sigma=lambda t: sigma_min * jnp.exp(rate * t),
+        time_of_log_snr=lambda log_snr: (-0.5 * log_snr - jnp.log(sigma_min)) / rate,
+        t_min=0.0,
+        t_max=1.0,
+    )
+
+
+def linear(t_min: float = 1e-3, t_max: float = 0.999) -> SDE:
+    """Linear interpolation alpha = 1 - t, sigma = t: flow matching's path (Lipman et al. 2023, arXiv 2210.02747).
+
+    Args:
+      t_min, t_max: the ends, inside (0, 1); log-SNR is infinite at 0 and at 1.
+    """
+    return SDE(
+        alpha=lambda t: 1.0 - t,
+        sigma=lambda t: t,
+        time_of_log_snr=lambda log_snr: jax.nn.sigmoid(-0.5 * log_snr),
+        t_min=t_min,
+        t_max=t_max,
+    )
+
+
+def log_snr(sde: SDE, t: Array) -> Array:
+    """log(alpha^2 / sigma^2), decreasing in t."""
+    return 2.0 * (jnp.log(sde.alpha(t)) - jnp.log(sde.sigma(t)))
+
+
+def log_snr_ends(sde: SDE) -> tuple[Array, Array]:
+    """log-SNR at t_min and at t_max: the largest and the smallest."""
+    return log_snr(sde, jnp.asarray(sde.t_min)), log_snr(sde, jnp.asarray(sde.t_max))
+
+
+def drift(sde: SDE, t: Array) -> Array:
+    """f(t) = d log alpha / dt; the SDE's drift is f(t) x."""
+    return _derivative(lambda u: jnp.log(sde.alpha(u)), t)
+
+
+def diffusion(sde: SDE, t: Array) -> Array:
+    """g(t) = sigma sqrt(-d log_snr / dt)."""
+    return sde.sigma(t) * jnp.sqrt(-_derivative(lambda u: log_snr(sde, u), t))
+
+
+def log_snr_rate(sde: SDE, t: Array) -> Array:
+    """-d log_snr / dt = g^2 / sigma^2, positive."""
+    return -_derivative(lambda u: log_snr(sde, u), t)
+
+
+def path(sde: SDE, t: Array) -> tuple[Array, Array, Array, Array]:
+    """alpha, sigma and their derivatives alpha', sigma' at t."""
+    ones = jnp.ones_like(t)
+    alpha, d_alpha = jax.jvp(sde.alpha, (t,), (ones,))
+    sigma, d_sigma = jax.jvp(sde.sigma, (t,), (ones,))
+    return alpha, sigma, d_alpha, d_sigma
+
+
+def perturb(
+    sde: SDE, x0: Float[Array, "b *s"], t: Float[Array, "b"], eps: Float[Array, "b *s"]
+) -> Float[Array, "b *s"]:
+    """x_t = alpha(t) x0 + sigma(t) eps."""
+    return shapes.like(sde.alpha(t), x0) * x0 + shapes.like(sde.sigma(t), x0) * eps
+
+
+def prior_logp(sde: SDE, x: Float[Array, "b *s"]) -> Float[Array, "b"]:
+    """Log-density in nats of N(0, sigma(t_max)^2 I), which stands for p at t_max.
+
+    The true density there is wider by alpha(t_max) times the data: under `vp` the stand-in is off
+    by about alpha(1) |mean of the data| = 0.0066 |mean| nats a dimension and point.
+    """
+    sigma = sde.sigma(jnp.asarray(sde.t_max))
+    normaliser = 0.5 * jnp.log(2 * jnp.pi) + jnp.log(sigma)
+    return -shapes.sum_event(0.5 * jnp.square(x / sigma) + normaliser)
+
+
+def _derivative(fn: TimeFn, t: Array) -> Array:
+    return jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
+
+
+def _beta_integral(t, beta_min, beta_max):
+    return beta_min * t + 0.5 * (beta_max - beta_min) * t**2
+
+
+def _beta_time(integral, beta_min, beta_max):
+    # the positive root of the quadratic, in the form that does not cancel at small t
+    return 2 * integral / (beta_min + jnp.sqrt(beta_min**2 + 2 * (beta_max - beta_min) * integral))

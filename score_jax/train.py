@@ -1,0 +1,238 @@
+"""Training: the pure step, and the loop around it.
+
+Everything random in step k is a function of (seed, k, an example's index in the global batch), and
+the order of the data of (seed, k), so a resumed run takes the steps of the uninterrupted one, and N
+devices take those of one.
+"""
+
+import signal
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jaxtyping import Int
+
+from score_jax import dequantize, parallel, shapes
+from score_jax.checkpoint import Checkpoints
+from score_jax.data.base import Split, to_model
+from score_jax.data.order import batch_indices
+from score_jax.model import Model
+from score_jax.runlog import RunLog
+from score_jax.types import Batch, Key, LossFn, Params
+
+
+class TrainState(NamedTuple):
+    """All that training changes, arrays only."""
+
+    step: Int[Array, ""]
+    params: Params
+    emas: tuple[Params, ...]
+    opt_state: optax.OptState
+    loss_state: Any
+
+    def averaged(self) -> Params:
+        """The first moving average, or the parameters themselves if none is kept."""
+        return self.emas[0] if self.emas else self.params
+
+
+def init_state(
+    key: Key,
+    model: Model,
+    shape: tuple[int, ...],
+    optimizer: optax.GradientTransformation,
+    n_emas: int,
+    loss_state: Any = (),
+) -> TrainState:
+    """The state before the first step; the averages start at the initial parameters."""
+    params = model.init(key, shape)
+    emas = (params,) * n_emas
+    return TrainState(jnp.zeros((), jnp.int32), params, emas, optimizer.init(params), loss_state)
+
+
+def prepare(levels: int | None, flip: bool, labels: bool) -> Callable[..., Batch]:
+    """A function (keys, position, resident, indices) -> Batch in model space, run inside the step.
+
+    Args:
+      levels: the data's number of levels; uniform dequantization is added. None for continuous
+        data.
+      flip: mirror each image left to right with probability 1/2.
+      labels: whether the batch carries labels.
+    """
+
+    def fn(keys, position, resident: Split, indices) -> Batch:
+        k_flip, k_dequantize, keys = (shapes.fold_in(keys, i) for i in range(3))
+        x = resident.x[indices]
+        if flip:
+            mirrored = jax.vmap(jax.random.bernoulli)(k_flip)
+            x = jnp.where(shapes.like(mirrored, x), x[..., ::-1, :], x)
+        if levels is not None:
+            x = dequantize.uniform(k_dequantize, x)
+        label = resident.label[indices] if labels else None
+        return Batch(to_model(x, levels), label, keys, position)
+
+    return fn
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    prepare_fn: Callable[..., Batch],
+    optimizer: optax.GradientTransformation,
+    ema_rates: tuple[float, ...],
+    axis_name: str | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """step(state, resident, indices, key) -> state, metrics, a pure function; gradients are averaged over axis_name.
+
+    The rate of an exponential moving average is at most (1 + step) / (10 + step), so that early
+    averages forget the initial parameters.
+    """
+
+    def step_fn(state, resident, indices, key):
+        k_loss, k_examples = jax.random.split(jax.random.fold_in(key, state.step))
+        index, n = parallel.example_index(indices.shape[0], axis_name)
+        keys = jax.vmap(lambda i: jax.random.fold_in(k_examples, i))(index)
+        batch = prepare_fn(keys, index / n, resident, indices)
+
+        grad_fn = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)
+        (loss, aux), grads = grad_fn(k_loss, state.params, state.loss_state, batch, state.step)
+        loss, (metrics, loss_state), grads = parallel.mean((loss, aux, grads), axis_name)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        warm = (1.0 + state.step) / (10.0 + state.step)
+        emas = tuple(
+            optax.incremental_update(params, ema, 1.0 - jnp.minimum(rate, warm))
+            for rate, ema in zip(ema_rates, state.emas, strict=True)
+        )
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        return TrainState(state.step + 1, params, emas, opt_state, loss_state), metrics
+
+    return step_fn
+
+
+class Options(NamedTuple):
+    """How long a run is, what a step takes, and how many steps lie between events.
+
+    Attributes:
+      steps, batch_size: the length of the run, and the examples in a step over all devices
+        together.
+      log_every, eval_every, sample_every, save_every: steps between events; 0 for the last step
+        only.
+      eval_images: how many validation examples each validation uses.
+      ema: rates of the exponential moving averages of the parameters; the first is evaluated and
+        sampled from.
+      flip: mirror images left to right at random.
+      keep: how many checkpoints to keep.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 128
+    log_every: int = 100
+    eval_every: int = 5000
+    sample_every: int = 5000
+    save_every: int = 5000
+    eval_images: int = 1024
+    ema: tuple[float, ...] = (0.9999,)
+    flip: bool = False
+    keep: int = 2
+
+
+def fit(
+    state: TrainState,
+    step_fn: Callable,
+    data: Split,
+    key: Key,
+    seed: int,
+    options: Options,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    *,
+    validate: Callable[[Params], dict[str, float]],
+    draw: Callable[[Params, int], None],
+) -> bool:
+    """Trains from the given state to the last step and returns True, or False if a signal asked it to stop.
+
+    Args:
+      step_fn: from `make_train_step` with axis name `parallel.AXIS`, unmapped.
+      data: the training split, kept on the devices.
+      key: of all randomness in the steps; `seed` is that of the data's order.
+      validate: metrics of the averaged parameters on the validation split.
+      draw: writes a picture of samples of the averaged parameters at a step.
+    Raises:
+      FloatingPointError: a loss is not finite; names the step and the last checkpoint.
+    """
+    start = int(state.step)
+    step_fn = parallel.train_step(step_fn)
+    state, resident = parallel.replicate(state), parallel.replicate(data)
+    logged = checkpoints.unlogged(start)  # metrics since the last logged row, as floats
+    pending = []  # metrics still on the device: reading one waits for its step
+
+    with log.running(start, options.steps, options.batch_size), _StopSignals() as stop:
+        for step in range(start + 1, options.steps + 1):
+            indices = batch_indices(seed, step - 1, len(data.x), options.batch_size)
+            state, metrics = step_fn(state, resident, parallel.shard(indices), key)
+            pending.append(metrics)
+
+            def due(every, step=step):
+                return step == options.steps or (every > 0 and step % every == 0)
+
+            saving = due(options.save_every) or stop.asked
+            if due(options.log_every) or saving:
+                logged += _finite(jax.device_get(parallel.unreplicate(pending)), step, checkpoints)
+                pending = []
+            if due(options.log_every):
+                log.train(
+                    step, {name: np.mean([row[name] for row in logged]) for name in logged[0]}
+                )
+                logged = []
+            if due(options.eval_every):
+                log.validation(step, validate(parallel.unreplicate(state.averaged())))
+            if due(options.sample_every):
+                draw(parallel.unreplicate(state.averaged()), step)
+            if saving:
+                checkpoints.save(step, parallel.unreplicate(state), logged)
+            if stop.asked:
+                break
+        checkpoints.wait()
+    return not stop.asked
+
+
+def _finite(rows: list[dict], step: int, checkpoints: Checkpoints) -> list[dict[str, float]]:
+    """The rows of the steps up to `step` as floats."""
+    rows = [{name: float(value) for name, value in row.items()} for row in rows]
+    for i, row in enumerate(rows):
+        if not np.isfinite(row["loss"]):
+            last = checkpoints.latest()
+            kept = (
+                "no checkpoint was saved yet"
+                if last is None
+                else f"the last good checkpoint is of step {last}"
+            )
+            raise FloatingPointError(
+                f"the loss is {row['loss']} at step {step - len(rows) + 1 + i}; {kept} in {checkpoints.folder}; "
+                "lower config.optim.lr or config.optim.clip"
+            )
+    return rows
+
+
+class _StopSignals:
+    """While active, SIGINT and SIGTERM set `asked` instead of ending the process; a second one ends it."""
+
+    def __enter__(self):
+        self.asked = False
+        self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, signum, frame):
+        self.asked = True
+        self._restore()
+
+    def _restore(self):
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def __exit__(self, *exc):
+        self._restore()

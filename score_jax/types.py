@@ -1,0 +1,46 @@
+"""The types that cross module borders.
+
+Shapes in annotations: b is the batch, *s the event (any shape; h w c for images). `t` is [b] for
+networks and predictions; inside a solver it is a scalar, broadcast in `shapes.like`. Time grows
+with noise, s < t.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import Array
+from jaxtyping import Float, Int
+from jaxtyping import Key as KeyArray
+
+Key = KeyArray[Array, ""]
+Keys = KeyArray[Array, "b"]
+Params = Any
+
+
+class Prediction(NamedTuple):
+    """What a network says of x_t = alpha x0 + sigma eps: the expected x0 and eps, which satisfy that equation."""
+
+    x0: Float[Array, "b *s"]
+    eps: Float[Array, "b *s"]
+
+
+class Batch(NamedTuple):
+    """One step's examples in model space, as the loss sees them on one device.
+
+    `keys` are one per example, folded from the step and the example's index in the global batch:
+    whatever is random about an example comes from its key, so the number of devices changes
+    nothing. `position` is that index divided by the global batch's size, in [0, 1).
+    """
+
+    x: Float[Array, "b *s"]
+    label: Int[Array, "b"] | None
+    keys: Keys
+    position: Float[Array, "b"]
+
+
+# predict(x, t, label) -> Prediction, the parameters already given
+PredictFn = Callable[..., Prediction]
+# score(x) -> gradient of log density at one noise level
+ScoreFn = Callable[[Array], Array]
+# loss(key, params, loss_state, batch, step) -> loss, (metrics, loss_state)
+LossFn = Callable[..., tuple[Array, tuple[dict, Any]]]

@@ -1,0 +1,89 @@
+"""A run's folder: the resolved config, what made it, and the checkpoints beside it.
+
+config.json  run.json  checkpoints/  metrics.jsonl  timings.jsonl  tensorboard/  samples/  eval/
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+PACKAGES = "score_jax", "jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy"
+
+
+def write_text(path: Path, text: str):
+    """Writes a whole file or nothing: a reader never sees half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def claim(workdir: Path, config: ConfigDict, *, allow_change: bool = False):
+    """Makes the folder that of this config, or checks that it already is.
+
+    Raises:
+      ValueError: the folder holds a run of another config; names the first difference.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    if path.exists() and not allow_change:
+        old, new = _flat(_read(path)), _flat(json.loads(config.to_json()))
+        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        if changed:
+            key = changed[0]
+            more = f" ({len(changed)} options differ)" if len(changed) > 1 else ""
+            raise ValueError(
+                f"{workdir} holds a run with config.{key} = {old.get(key)!r}, not {new.get(key)!r}{more}; "
+                "give another --workdir, or --allow_config_change to go on with the new config"
+            )
+    run = {
+        "command": shlex.join(sys.argv),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
+    write_text(path, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """The resolved config of the run in a folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no run in {workdir}: config.json is missing; train one with scripts/train.py --workdir={workdir}"
+        )
+    return ConfigDict(_tuples(_read(path)))
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is damaged: {error}; restore it or use another --workdir"
+        ) from error
+
+
+def _tuples(value):
+    """JSON has no tuples; configs have no lists."""
+    if isinstance(value, dict):
+        return {key: _tuples(entry) for key, entry in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat

@@ -1,0 +1,49 @@
+"""Trains a config in a folder; the same command again resumes, and does nothing to a finished run.
+
+python scripts/train.py --config=configs/vp_digits.py --workdir=runs/vp_digits
+--config.optim.lr=1e-3
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from score_jax import build, cli, run, workdir
+
+CONFIG = flags.DEFINE_string(
+    "config", None, "config file, e.g. configs/vp_digits.py", required=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/NAME_OF_CONFIG")
+ALLOW = flags.DEFINE_bool("allow_config_change", False, "go on in the folder with another config")
+
+
+def main(overrides: list[str]) -> int:
+    with cli.user_errors():
+        config = cli.load_config(CONFIG.value, overrides)
+        experiment = build.experiment(config)
+        folder = Path(WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
+        workdir.claim(folder, config, allow_change=ALLOW.value)
+        checkpoints = run.checkpoints_of(folder, experiment)
+        state = run.start_state(experiment, checkpoints)
+
+    start, steps = int(state.step), experiment.train.steps
+    if start >= steps:
+        print(f"{folder}: finished at step {start}")
+        return 0
+    if start:
+        print(f"{folder}: resuming after step {start}")
+    try:
+        finished = run.fit(folder, experiment, state, checkpoints)
+    except FloatingPointError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    if not finished:
+        print(f"{folder}: stopped and saved; the same command goes on from there")
+        return 130
+    print(f"{folder}: finished at step {steps}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
