@@ -5,12 +5,15 @@ a section without is the arguments of one constructor. `resolve` writes out ever
 saved config is complete and each of its values can be overridden by name.
 """
 
+import difflib
 import inspect
+import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import diffrax
 import optax
 from ml_collections import ConfigDict
 
@@ -107,14 +110,45 @@ CHOICES: dict[str, dict[str, Any]] = {
     "toy2d.shape": SHAPES,
 }
 
+# what numbers, and each number of a tuple, must be: in words, as a test, and the [constructor.]options
+RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
+    (
+        "at least 1",
+        lambda v: v >= 1,
+        {"steps", "batch_size", "keep", "eval_images", "n_steps", "elbo_times", "n_validation"}
+        | {"multipliers", "blocks", "attention", "groups", "depth"},
+    ),
+    (
+        "at least 0",
+        lambda v: v >= 0,
+        {"log_every", "eval_every", "sample_every", "save_every", "warmup", "clip", "weight_decay"}
+        | {"noise", "pad"},
+    ),
+    (
+        "greater than 0",
+        lambda v: v > 0,
+        {"lr", "eps", "rtol", "atol", "sigma_data"}
+        | {"beta_min", "beta_max", "sigma_min", "sigma_max"},
+    ),
+    ("at least 0 and less than 1", lambda v: 0 <= v < 1, {"ema", "dropout", "b1", "b2"}),
+    ("at least 0 and at most 1", lambda v: 0 <= v <= 1, {"eta"}),
+    ("greater than 0 and less than 1", lambda v: 0 < v < 1, {"t_min", "t_max"}),
+    ("even and at least 4", lambda v: v >= 4 and v % 2 == 0, {"channels", "width"}),
+    ("at least 0 and less than 2**32", lambda v: 0 <= v < 2**32, {"seed"}),
+    ("at least 10", lambda v: v >= 10, {"toy2d.n"}),  # a tenth of it is validation
+)
+
 # arguments of constructors that are not for the config to set: flax's own, and what follows from
 # the data
 _NOT_OPTIONS = {"parent", "name", "n_classes"}
 
 
-def _option_name(choices: dict, value: Any) -> Any:
-    """The name of a default that is an object, or the value."""
-    return next((name for name, choice in choices.items() if choice is value), value)
+def choose(word: str, choices: Iterable[str]) -> str:
+    """The end of an error message on a word that is none of the choices."""
+    choices = list(choices)
+    near = difflib.get_close_matches(word, choices, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}choose from {', '.join(choices)}"
 
 
 def _choices(name: str | None, option: str) -> dict | None:
@@ -126,55 +160,77 @@ def _parameters(constructor: Callable) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in parameters if p.default is not p.empty and k not in _NOT_OPTIONS}
 
 
-def _constructor(section: str, values: dict) -> Callable:
+def _constructor(section: str, name: Any) -> Callable:
     table = SECTIONS[section]
-    if not isinstance(table, dict):
-        return table
-    name = values.get("name")
-    if name not in table:
-        raise ConfigError(f"config.{section}.name is {name!r}; choose one of {', '.join(table)}")
-    return table[name]
+    return (
+        table[_chosen(f"config.{section}.name", name, table)] if isinstance(table, dict) else table
+    )
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The config with every default written out and every name, key and type checked.
+    """The config with every default written out and every name, key, type and range checked.
 
     Raises:
       ConfigError: one line that names the section, the value and the choices.
     """
-    raw = config.to_dict()
-    unknown = sorted(raw.keys() - SECTIONS.keys() - {"seed"})
-    if unknown:
-        raise ConfigError(
-            f"config has no section {unknown[0]!r}; choose from seed, {', '.join(SECTIONS)}"
-        )
+    return ConfigDict(resolve_dict(config.to_dict()))
+
+
+def resolve_dict(raw: dict[str, Any]) -> dict[str, Any]:
+    """`resolve` for nested dicts."""
+    for section in sorted(raw.keys() - SECTIONS.keys() - {"seed"}):
+        raise ConfigError(f"config has no section {section!r}; {choose(section, SECTIONS)}, seed")
     resolved = {"seed": _checked("config.seed", raw.get("seed", 0), int)}
+    _check_range("config.seed", resolved["seed"], {"seed"})
     for section in SECTIONS:
-        values = raw.get(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"config.{section} is {values!r}; it must be a dict of options")
-        constructor = _constructor(section, values)
-        name = values.get("name")
-        parameters = _parameters(constructor)
-        unknown = sorted(values.keys() - parameters.keys() - ({"name"} if name else set()))
-        if unknown:
-            of = f" of {name}" if name else ""
-            choices = ", ".join(parameters)
+        resolved[section] = _resolve_section(section, raw.get(section, {}))
+    return resolved
+
+
+def _resolve_section(section: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"config.{section} is a section, not {values!r}; set its options, as config.{section}.OPTION"
+        )
+    name = values.get("name")
+    parameters = _parameters(_constructor(section, name))
+    for option in sorted(values.keys() - parameters.keys() - ({"name"} if name else set())):
+        of = f" of {name}" if name else ""
+        raise ConfigError(
+            f"config.{section}.{option} is no option{of}; {choose(option, parameters)}"
+        )
+    resolved = {"name": name} if name else {}
+    for option, parameter in parameters.items():
+        where, choices = f"config.{section}.{option}", _choices(name, option)
+        value = values.get(option, parameter.default)
+        if choices is None:
+            resolved[option] = _checked(where, value, parameter.annotation)
+            _check_range(where, resolved[option], {option, f"{name}.{option}"})
+        else:
+            named = (key for key, choice in choices.items() if choice is value)
+            resolved[option] = _chosen(where, next(named, value), choices)
+    for low in resolved:
+        high = low.removesuffix("min") + "max"
+        if low.endswith("_min") and high in resolved and not resolved[low] < resolved[high]:
             raise ConfigError(
-                f"config.{section}.{unknown[0]} is no option{of}; choose from {choices}"
+                f"config.{section}.{low} is {resolved[low]}; it must be less than {high}, {resolved[high]}"
             )
-        resolved[section] = {"name": name} if name else {}
-        for option, parameter in parameters.items():
-            where, choices = f"config.{section}.{option}", _choices(name, option)
-            value = values.get(option, parameter.default)
-            if choices is None:
-                value = _checked(where, value, parameter.annotation)
-            else:
-                value = _option_name(choices, value)
-                if value not in choices:
-                    raise ConfigError(f"{where} is {value!r}; choose one of {', '.join(choices)}")
-            resolved[section][option] = value
-    return ConfigDict(resolved)
+    return resolved
+
+
+def _chosen(where: str, value: Any, choices: dict) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{where} is {value!r}; {choose(str(value), choices)}")
+    return value
+
+
+_WORDS = {
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    str: "a string",
+    types.NoneType: "None",
+}
 
 
 def _checked(where: str, value: Any, annotation: Any) -> Any:
@@ -183,27 +239,31 @@ def _checked(where: str, value: Any, annotation: Any) -> Any:
         typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     )
     for kind in kinds:
-        if kind is types.NoneType and value is None:
-            return value
         if kind is float and type(value) in (int, float):
-            if not abs(value) < float("inf"):
+            if not abs(value) <= sys.float_info.max:
                 raise ConfigError(f"{where} is {value}; it must be a finite number")
             return float(value)
-        if kind in (int, bool, str) and type(value) is kind:
+        if kind in _WORDS and type(value) is kind:
             return value
         if typing.get_origin(kind) is tuple and isinstance(value, (tuple, list)):
             return tuple(_checked(where, entry, typing.get_args(kind)[0]) for entry in value)
-    names = " or ".join(
-        "None" if k is types.NoneType else getattr(k, "__name__", str(k)) for k in kinds
-    )
-    raise ConfigError(f"{where} is {value!r}; it must be of type {names}")
+    words = " or ".join(_WORDS.get(kind, "a tuple") for kind in kinds)
+    raise ConfigError(f"{where} is {value!r}; it must be {words}")
+
+
+def _check_range(where: str, value: Any, names: set[str]):
+    for words, holds, options in RULES:
+        if names & options and value is not None:
+            for entry in value if isinstance(value, tuple) else (value,):
+                if not holds(entry):
+                    raise ConfigError(f"{where} is {value!r}; it must be {words}")
 
 
 def _make(config: ConfigDict, section: str, *args, **extra):
     """Calls the section's constructor with the section's values; config must be resolved."""
     values = config[section].to_dict()
-    constructor = _constructor(section, values)
     name = values.pop("name", None)
+    constructor = _constructor(section, name)
     for option, parameter in _parameters(constructor).items():
         if _choices(name, option) is not None and not isinstance(parameter.default, str):
             values[option] = _choices(name, option)[values[option]]
@@ -257,22 +317,25 @@ def experiment(config: ConfigDict) -> Experiment:
     )
 
 
-def _check_combination(config, options: train.Options, model_options: ModelOptions, data: DataSet):
-    n_devices, size = parallel.count(), options.batch_size
-    if size < 1 or size % n_devices:
+def check_batch_size(batch_size: int):
+    """Raises ConfigError unless the devices can share a training batch; evaluation takes any number of them."""
+    n = parallel.count()
+    if batch_size % n:
         raise ConfigError(
-            f"config.train.batch_size is {size}, not a positive multiple of the {n_devices} devices; "
-            f"set it to {max(1, size // n_devices) * n_devices}"
+            f"config.train.batch_size is {batch_size}, not divisible by the {n} devices; "
+            f"set it to {-(-batch_size // n) * n}"
         )
-    for rate in options.ema:
-        if not 0 <= rate < 1:
-            raise ConfigError(f"config.train.ema holds {rate}; rates lie in [0, 1)")
+
+
+def _check_combination(config, options: train.Options, model_options: ModelOptions, data: DataSet):
     is_image = len(data.shape) == 3
     if config.net.name == "unet":
         if not is_image:
             raise ConfigError(
                 f"config.net.name is 'unet', which needs images, but {data.name} has shape {data.shape}; use 'mlp'"
             )
+        if not config.net.multipliers:
+            raise ConfigError("config.net.multipliers is (); it needs one number per level")
         try:
             check_image_size(*data.shape[:2], config.net.multipliers)
         except ValueError as error:
@@ -289,3 +352,12 @@ def _check_combination(config, options: train.Options, model_options: ModelOptio
         raise ConfigError(
             f"config.model.class_conditional is True, but {data.name} has no labels; set it to False"
         )
+    for section in ("sample", "eval"):
+        solver, n_steps = (config[section].get(option, 1) for option in ("solver", "n_steps"))
+        if n_steps is None and not issubclass(
+            solve.ODE_SOLVERS[solver], diffrax.AbstractAdaptiveSolver
+        ):
+            raise ConfigError(
+                f"config.{section}.solver is {solver!r}, which cannot adapt its steps; "
+                f"set config.{section}.n_steps"
+            )

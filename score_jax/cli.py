@@ -8,47 +8,63 @@ another length pass, so the overrides are read here.
 
 import ast
 import contextlib
-import importlib.util
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict
 
-from score_jax import build
+from score_jax import build, workdir
 from score_jax.build import ConfigError
 
 PREFIX = "--config."
 
 
-def run(main: Callable[[list[str]], int | None]):
+def run(main: Callable[[list[str]], int], *, required: flags.FlagHolder):
     """Parses the flags, calls main(overrides) and exits with its code; the entry point of a script.
 
-    `overrides` are the arguments that start with --config., to be given to `load_config`.
+    Args:
+      main: `overrides` are the arguments that start with --config., to be given to `load_config` or
+        `load_run`.
+      required: the flag that must be given.
     """
+    arguments = sys.argv[1:]
+    # absl's own --help exits with code 1
+    for help_flag, short in {"--help": True, "-h": True, "--helpfull": False}.items():
+        if help_flag in arguments:
+            app.usage(shorthelp=short, writeto_stdout=True, exitcode=0)
     with user_errors():
-        overrides, rest = _split(sys.argv)
-        positional = flags.FLAGS(rest)[1:]
+        overrides = [item for item in arguments if item.startswith(PREFIX)]
+        rest = [item for item in arguments if not item.startswith(PREFIX)]
+        positional = flags.FLAGS([sys.argv[0], *rest])[1:]
         if positional:
-            raise ConfigError(f"stray argument {positional[0]!r}; options look like --name=value")
+            raise ConfigError(
+                f"stray argument {positional[0]!r}; options look like --name=value or {PREFIX}SECTION.OPTION=VALUE"
+            )
+        if not required.value:
+            raise ConfigError(f"--{required.name} is missing; --help lists the options")
     use_compilation_cache()
-    sys.exit(main(overrides))
+    try:
+        sys.exit(main(overrides))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @contextlib.contextmanager
-def user_errors(*more: type[Exception]):
+def user_errors():
     """Ends the program with one line on stderr and exit code 2 if the user's input is at fault.
 
     Wrap what reads input (flags, config, data, workdir), not computation, whose errors deserve
-    their trace. `more` are further exceptions that say all in their message.
+    their trace.
     """
     try:
         yield
-    except (ConfigError, ValueError, OSError, flags.Error, *more) as error:
+    except (ValueError, OSError, flags.Error) as error:
         line = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
@@ -78,111 +94,100 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
     candidates = [Path(path).expanduser(), checkout / path]
     file = next((c.resolve() for c in candidates if c.is_file()), None)
     if file is None:
-        known = sorted(f"configs/{c.name}" for c in (checkout / "configs").glob("*_*.py"))
-        raise ConfigError(
-            f"no config file {path}; there are {', '.join(known) or 'none beside the script'}"
-        )
+        known = sorted(f"configs/{c.name}" for c in (checkout / "configs").glob("[a-z]*_*.py"))
+        raise ConfigError(f"no config file {path}; {build.choose(path, known)}")
     # so that a config file can say `from configs import common`
     for folder in (checkout, file.parent.parent):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None:
-        raise ConfigError(f"config file {path} is no Python file; it must end in .py")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
+        get_config = runpy.run_path(str(file)).get("get_config")
+        config = get_config() if callable(get_config) else None
     except Exception as error:  # the file is the user's input, whatever it does
         raise ConfigError(f"config file {path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(
-            f"config file {path}: get_config() must return an ml_collections.ConfigDict"
+            f"config file {path} must define get_config(), which returns an ml_collections.ConfigDict"
         )
     return override(config, overrides)
 
 
-def override(
-    config: ConfigDict, overrides: list[str], sections: tuple[str, ...] | None = None
-) -> ConfigDict:
+def load_run(folder: Path, overrides: list[str], section: str) -> ConfigDict:
+    """The config that a run's folder holds, with overrides of the one section that is not fixed by the run.
+
+    Raises:
+      ConfigError, FileNotFoundError: one line on what is wrong.
+    """
+    saved = workdir.load_config(folder)
+    try:
+        saved = build.resolve(saved)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder}/config.json: {error}; was another version of score_jax used? see run.json there"
+        ) from error
+    for item in overrides:
+        key = item.removeprefix("--").partition("=")[0]
+        if not f"{key}.".startswith(f"config.{section}."):
+            raise ConfigError(
+                f"{key} is fixed by the run in {folder}; only config.{section} can be changed here"
+            )
+    return override(saved, overrides)
+
+
+def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     """The resolved config after overrides "--config.a.b=value".
 
     An override of a section's name drops the options that the file gave to the other constructor.
-
-    Args:
-      sections: if given, the only ones that may be overridden.
     """
     parsed = [_parse(item) for item in overrides]
-    for path, _ in parsed:
-        if sections is not None and path[0] not in sections:
-            where = ".".join(["config", *path])
-            raise ConfigError(
-                f"{where} is fixed by the run; only {', '.join(sections)} can be changed here"
-            )
-    for path, text in parsed:
-        section = config.get(path[0])
-        if path[1:] == ["name"] and isinstance(section, ConfigDict) and section.get("name") != text:
-            config[path[0]] = ConfigDict({"name": text})
-    config = build.resolve(config)
-    for path, text in parsed:
-        _set(config, path, text)
-    return build.resolve(config)
-
-
-def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The overrides, each as one string, and the other arguments."""
-    overrides, rest, items = [], [], iter(argv)
-    for item in items:
-        if not item.startswith((PREFIX, PREFIX[1:])):
-            rest.append(item)
-        elif "=" in item:
-            overrides.append(item)
+    tree = config.to_dict()
+    for section, option, text in parsed:
+        options = tree.get(section, {})
+        if option == "name" and isinstance(options, dict) and options.get("name") != text:
+            tree[section] = {"name": text}
+    # now the defaults are there too: an option's value tells how to read its override
+    tree = build.resolve_dict(tree)
+    for section, option, text in parsed:
+        old = tree.get(section)
+        if option:
+            options = old if isinstance(old, dict) else {}
+            where = f"config.{section}.{option}"
+            tree[section] = options | {option: _value(where, text, options.get(option))}
         else:
-            value = next(items, None)
-            if value is None:
-                raise ConfigError(f"{item} has no value; write {item}=VALUE")
-            overrides.append(f"{item}={value}")
-    return overrides, rest
+            tree[section] = _value(f"config.{section}", text, old)
+    return ConfigDict(build.resolve_dict(tree))
 
 
-def _parse(item: str) -> tuple[list[str], str]:
-    key, text = item.lstrip("-").split("=", 1)
-    return key.split(".")[1:], text
-
-
-def _set(config: ConfigDict, path: list[str], text: str):
-    """Sets the value at a path from its text, if it fits the value that is there."""
-    where = ".".join(["config", *path])
-    *sections, option = path
-    node = config
-    for section in sections:
-        node = node.get(section) if isinstance(node, ConfigDict) else None
-    if not isinstance(node, ConfigDict) or option not in node:
-        near = ", ".join(node if isinstance(node, ConfigDict) else config)
-        raise ConfigError(f"{where} does not exist; choose from {near}")
-    old = node[option]
-    if isinstance(old, ConfigDict):
-        raise ConfigError(
-            f"{where} is a section; choose from {', '.join(f'{where}.{k}' for k in old)}"
-        )
-    new = _value(where, text, old)
-    with node.ignore_type():  # `build.resolve` checks the type, and knows unions
-        node[option] = new
+def _parse(item: str) -> tuple[str, str, str]:
+    """Section, option and value of an override; the option is empty in --config.seed=1."""
+    key, equals, text = item.removeprefix(PREFIX).partition("=")
+    if not equals:
+        raise ConfigError(f"{item} has no value; write {item}=VALUE, without spaces")
+    section, _, option = key.partition(".")
+    return section, option, text
 
 
 def _value(where: str, text: str, old: Any) -> Any:
+    """The value that a text stands for, where `old` is the value so far; `build.resolve` checks its type."""
     if isinstance(old, str):
         return text
     if isinstance(old, bool) and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    try:
-        new = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        new = text
+    new = _literal(text)
     if isinstance(old, tuple):
+        if len(old) == 1 and isinstance(new, (int, float)):
+            new = (new,)
         if not isinstance(new, tuple) or len(new) != len(old):
             raise ConfigError(
-                f"{where} is {text!r}; it must be {len(old)} values as in {','.join(map(str, old))!r}; "
-                "another length is for the config file to set"
+                f"{where} is {text!r}; it must have {len(old)} value{'s' * (len(old) != 1)}, as {old}; "
+                "another number of them is for the config file to set"
             )
     return new
+
+
+def _literal(text: str) -> Any:
+    with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text)
+    with contextlib.suppress(ValueError):
+        return float(text)  # nan and inf, to be refused as numbers
+    return text

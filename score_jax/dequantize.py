@@ -1,7 +1,7 @@
-"""Dequantization: integer levels made continuous, so that a density on them bounds the probability of the levels.
+"""Dequantization: integer levels made continuous, so that a density bounds their probability.
 
-With v = levels + u, u uniform on [0, 1): log P(levels) >= E log p(v) (Theis et al. 2016, arXiv
-1511.01844, eq. 4-6).
+With v = levels + u, u uniform on [0, 1): log P(levels) >= E log p(v), where P integrates p over
+the unit cube above the levels (Theis et al. 2016, arXiv 1511.01844, section 3.1).
 """
 
 import jax

@@ -1,4 +1,6 @@
-"""The continuous-time evidence lower bound on log p(x) (Kingma et al. 2021, arXiv 2107.00630, eq. 11 and 15).
+"""The continuous-time evidence lower bound on log p(x).
+
+Variational diffusion models (Kingma et al. 2021, arXiv 2107.00630, section 5), for continuous x.
 
 For the generative model that draws x_T from the prior, follows the reverse SDE to t_min and ends
 with the denoising Gaussian N(x0_hat, (sigma / alpha)^2 I) at t_min, minus log p(x) is at most the

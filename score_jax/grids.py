@@ -27,7 +27,7 @@ def uniform(sde: SDE) -> Grid:
 def log_snr(sde: SDE) -> Grid:
     """Uniform in log-SNR: the importance sampling of likelihood weighting for every linear SDE.
 
-    It makes g^2 / sigma^2 |dt / du| constant (Song et al. 2021, arXiv 2101.09258, section 5.1,
+    It makes g^2 / sigma^2 |dt / du| constant (Song et al. 2021, arXiv 2101.09258,
     found it for each SDE).
     """
     largest, smallest = log_snr_ends(sde)

@@ -69,7 +69,7 @@ def log_likelihood(
     def one(key, x, label):
         probes = TRACES[trace](key, x)
         labels = None if label is None else label[None]
-        velocity = dynamics.reverse_drift(sde, predict, labels)
+        velocity = dynamics.reverse_drift(sde, lambda x, t: predict(x, t, labels))
 
         def field(t, state):
             x, _ = state

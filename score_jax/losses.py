@@ -6,7 +6,7 @@
 | loss                                       | grid    | weight     | target   |
 | ------------------------------------------ | ------- | ---------- | -------- |
 | DDPM, NCSN's sigma^2 (2011.13456, eq. 7)   | uniform | simple     | eps      |
-| likelihood weighting (2101.09258, eq. 8)   | log_snr | likelihood | eps      |
+| likelihood weighting (2101.09258, thm. 1) | log_snr | likelihood | eps      |
 | flow matching (2210.02747, eq. 9)          | uniform | simple     | velocity |
 """
 
@@ -33,7 +33,7 @@ def simple(sde: SDE, t: Array, dt_du: Array) -> Array:
 def likelihood(sde: SDE, t: Array, dt_du: Array) -> Array:
     """g^2 / (2 sigma^2) per unit time: the loss on eps is then minus the ELBO's integral, in nats per dimension.
 
-    Song et al. 2021, arXiv 2101.09258, eq. 8; the time density divides out, so any grid gives the
+    Song et al. 2021, arXiv 2101.09258, theorem 1; the time density divides out, so any grid gives the
     same expectation.
     """
     return 0.5 * log_snr_rate(sde, t) * dt_du

@@ -41,7 +41,10 @@ def start_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
             key, experiment.model, experiment.data.shape, experiment.optimizer, n_emas
         )
 
-    key, step = _key(experiment, _INIT), checkpoints.latest()
+    # the "rbg" generator compiles in 2 s where the default one takes 15 s for a network's many parameters
+    bits = jax.random.bits(_key(experiment, _INIT), (4,), "uint32")
+    key = jax.random.wrap_key_data(bits, impl="rbg")
+    step = checkpoints.latest()
     if step is None:
         return jax.jit(init)(key)
     return checkpoints.restore(step, jax.eval_shape(init, key))

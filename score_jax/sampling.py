@@ -56,7 +56,7 @@ def probability_flow(
 
     def draw(keys, sde, predict, x, label=None):
         def one(x, label):
-            velocity = dynamics.reverse_drift(sde, predict, label)
+            velocity = dynamics.reverse_drift(sde, lambda x, t: predict(x, t, label))
             field = lambda t, x: velocity(t, x[None])[0]
             steps = dict(solver=solver, n_steps=n_steps, rtol=rtol, atol=atol)
             return solve.ode(field, x, grid(sde), **steps)
@@ -78,7 +78,7 @@ def reverse_sde(
     def draw(keys, sde, predict, x, label=None):
         def one(key_x, label):
             key, x = key_x
-            drift = dynamics.reverse_drift(sde, predict, label, noise=noise)
+            drift = dynamics.reverse_drift(sde, lambda x, t: predict(x, t, label), noise=noise)
             return solve.sde(
                 key,
                 lambda t, x: drift(t, x[None])[0],

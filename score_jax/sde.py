@@ -1,7 +1,7 @@
 """Linear diffusions x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, I), t in [t_min, t_max].
 
 The pair (alpha, sigma) determines the SDE dx = f(t) x dt + g(t) dW (Kingma et al. 2021, arXiv
-2107.00630, eq. 29):
+2107.00630):
 
     log_snr = log alpha^2 / sigma^2,    f = d log alpha / dt,    g^2 = -sigma^2 d log_snr / dt.
 
@@ -80,8 +80,8 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 5e-3) -
 def ve(sigma_min: float = 1e-3, sigma_max: float = 50.0) -> SDE:
     """Variance-exploding SDE: alpha = 1, sigma geometric in t (Song et al. 2021, arXiv 2011.13456, appendix C).
 
-    sigma(t) = sigma_min (sigma_max / sigma_min)^t; the paper's eq. 30 subtracts sigma_min^2, its
-    practice does not.
+    sigma(t) = sigma_min (sigma_max / sigma_min)^t; the variance of the paper's eq. 29 is less by
+    sigma_min^2, so that it starts at 0.
 
     Args:
       sigma_min, sigma_max: standard deviation of the noise at t = 0 and t = 1, in units of the

@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -24,12 +25,19 @@ def write_text(path: Path, text: str):
 
 
 def claim(workdir: Path, config: ConfigDict, *, allow_change: bool = False):
-    """Makes the folder that of this config, or checks that it already is.
+    """Makes the folder, or checks that the run in it is of this config.
 
     Raises:
-      ValueError: the folder holds a run of another config; names the first difference.
+      ValueError: the folder holds a run of another config, and names the first difference; or it
+        cannot be written.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write in {workdir}: {error.strerror}; give another --workdir"
+        ) from error
     path = workdir / "config.json"
     if path.exists() and not allow_change:
         old, new = _flat(_read(path)), _flat(json.loads(config.to_json()))
@@ -41,13 +49,21 @@ def claim(workdir: Path, config: ConfigDict, *, allow_change: bool = False):
                 f"{workdir} holds a run with config.{key} = {old.get(key)!r}, not {new.get(key)!r}{more}; "
                 "give another --workdir, or --allow_config_change to go on with the new config"
             )
+
+
+def record(workdir: Path, config: ConfigDict):
+    """Writes the config, the command and the versions of the packages into a claimed folder.
+
+    Call it once the run's checkpoint is known to fit the config: what is here says what the
+    checkpoints are.
+    """
     run = {
         "command": shlex.join(sys.argv),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
-    write_text(path, json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+    write_text(workdir / "config.json", json.dumps(json.loads(config.to_json()), indent=2) + "\n")
 
 
 def load_config(workdir: Path) -> ConfigDict:
@@ -66,11 +82,16 @@ def load_config(workdir: Path) -> ConfigDict:
 
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        tree = json.loads(path.read_text())
+    except ValueError as error:  # no UTF-8 or no JSON
         raise ValueError(
             f"{path} is damaged: {error}; restore it or use another --workdir"
         ) from error
+    if not isinstance(tree, dict):
+        raise ValueError(
+            f"{path} is damaged: it holds no object; restore it or use another --workdir"
+        )
+    return tree
 
 
 def _tuples(value):

@@ -1,6 +1,8 @@
 """Computes bits per dimension of a run's test split and writes WORKDIR/eval/bpd.json.
 
-python scripts/eval.py --workdir=runs/vp_digits --metric=bpd --config.eval.rtol=1e-5
+    python scripts/eval.py --workdir=runs/vp_digits --metric=bpd
+
+The config is the run's own; --config.eval.OPTION=VALUE overrides how it is evaluated.
 """
 
 import json
@@ -11,7 +13,7 @@ from absl import flags
 
 from score_jax import build, cli, run, workdir
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; required")
 METRIC = flags.DEFINE_enum("metric", "bpd", ["bpd"], "what to compute")
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "of which split")
 
@@ -19,7 +21,7 @@ SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "of 
 def main(overrides: list[str]) -> int:
     with cli.user_errors():
         folder = Path(WORKDIR.value)
-        config = cli.override(workdir.load_config(folder), overrides, sections=("eval",))
+        config = cli.load_run(folder, overrides, "eval")
         experiment = build.experiment(config)
         step, params = run.averaged_params(folder, experiment)
 
@@ -54,4 +56,4 @@ def main(overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, required=WORKDIR)

@@ -1,10 +1,10 @@
 """Draws samples from a run.
 
-python scripts/sample.py --workdir=runs/vp_digits --n=64 --out=samples.png
---config.sample.n_steps=100
+    python scripts/sample.py --workdir=runs/vp_digits --n=64 --out=samples.png
 
 A .png shows them; a .npz holds them as array `x` (integer levels of images, coordinates of points),
-with their labels.
+with their labels. The config is the run's own; --config.sample.OPTION=VALUE overrides how samples
+are drawn, as --config.sample.n_steps=100.
 """
 
 import sys
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from score_jax import build, cli, picture, run, workdir
+from score_jax import build, cli, picture, run
 from score_jax.build import ConfigError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; required")
 N = flags.DEFINE_integer("n", 64, "how many samples", lower_bound=1)
 OUT = flags.DEFINE_string("out", "samples.png", "file to write, .png or .npz")
 LABEL = flags.DEFINE_integer(
@@ -27,11 +27,9 @@ LABEL = flags.DEFINE_integer(
 def main(overrides: list[str]) -> int:
     with cli.user_errors():
         folder, out = Path(WORKDIR.value), Path(OUT.value)
-        if out.suffix not in (".png", ".npz"):
-            raise ConfigError(
-                f"--out={out} ends in {out.suffix or 'nothing'}; it must end in .png or .npz"
-            )
-        config = cli.override(workdir.load_config(folder), overrides, sections=("sample",))
+        if out.suffix not in (".png", ".npz") or out.is_dir():
+            raise ConfigError(f"--out={out} must be a file that ends in .png or .npz")
+        config = cli.load_run(folder, overrides, "sample")
         experiment = build.experiment(config)
         data = experiment.data
         if LABEL.value is not None and not (experiment.labels and LABEL.value < data.n_classes):
@@ -40,6 +38,7 @@ def main(overrides: list[str]) -> int:
                 f"--label={LABEL.value}, but the run's model knows {classes} classes, from 0"
             )
         step, params = run.averaged_params(folder, experiment)
+        out.parent.mkdir(parents=True, exist_ok=True)
 
     result = run.draw(experiment)(params, N.value, LABEL.value)
     failed = int(np.sum(~result["ok"]))
@@ -49,7 +48,6 @@ def main(overrides: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         np.savez_compressed(out, **{k: v for k, v in result.items() if k in ("x", "label")})
     else:
@@ -59,4 +57,4 @@ def main(overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, required=WORKDIR)

@@ -1,7 +1,11 @@
 """Trains a config in a folder; the same command again resumes, and does nothing to a finished run.
 
-python scripts/train.py --config=configs/vp_digits.py --workdir=runs/vp_digits
---config.optim.lr=1e-3
+    python scripts/train.py --config=configs/vp_digits.py --workdir=runs/vp_digits
+
+--config.SECTION.OPTION=VALUE overrides any value, as --config.optim.lr=1e-3 or --config.sde.name=ve.
+SIGINT and SIGTERM save a checkpoint and end the program with exit code 130; input that cannot work
+ends it with 2. Compiled programs are kept in ~/.cache/score_jax/xla; the environment variable
+JAX_COMPILATION_CACHE_DIR chooses another folder, JAX_ENABLE_COMPILATION_CACHE=false turns that off.
 """
 
 import sys
@@ -11,9 +15,7 @@ from absl import flags
 
 from score_jax import build, cli, run, workdir
 
-CONFIG = flags.DEFINE_string(
-    "config", None, "config file, e.g. configs/vp_digits.py", required=True
-)
+CONFIG = flags.DEFINE_string("config", None, "config file, e.g. configs/vp_digits.py; required")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/NAME_OF_CONFIG")
 ALLOW = flags.DEFINE_bool("allow_config_change", False, "go on in the folder with another config")
 
@@ -21,11 +23,13 @@ ALLOW = flags.DEFINE_bool("allow_config_change", False, "go on in the folder wit
 def main(overrides: list[str]) -> int:
     with cli.user_errors():
         config = cli.load_config(CONFIG.value, overrides)
+        build.check_batch_size(config.train.batch_size)
         experiment = build.experiment(config)
         folder = Path(WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
         workdir.claim(folder, config, allow_change=ALLOW.value)
         checkpoints = run.checkpoints_of(folder, experiment)
         state = run.start_state(experiment, checkpoints)
+        workdir.record(folder, config)
 
     start, steps = int(state.step), experiment.train.steps
     if start >= steps:
@@ -46,4 +50,4 @@ def main(overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, required=CONFIG)

@@ -1,0 +1,13 @@
+"""Digits under the VE SDE, with EDM's scaling of the network's input and output.
+
+python scripts/train.py --config=configs/ve_digits.py
+"""
+
+from configs import vp_digits
+
+
+def get_config():
+    return vp_digits.get_config(
+        sde=dict(name="ve", sigma_max=20.0),
+        model=dict(output="edm", conditioning="log_snr", sigma_data=0.5),
+    )

@@ -1,0 +1,423 @@
+"""Samplers and solvers against the exact answers for Gaussian data: the reverse process is affine at every n.
+
+The references are the papers' formulas with the conditional means as matrices, in numpy. At a point
+(t, s) a reference gives A, b, c of x_s = A x_t + b + c z; whole trajectories are compared with the
+same z, so agreement is to rounding and not to Monte-Carlo error.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GAUSSIAN, SDES, assert_mean, coefficients
+
+from score_jax import dynamics, exact, grids, samplers, sampling, shapes, solve
+from score_jax import sde as sdes
+
+EYE = np.eye(2)
+
+
+def perfect(sde):
+    return exact.predictor(sde, exact.gaussian(GAUSSIAN.mean, GAUSSIAN.covariance))
+
+
+def prior(n, sde, key):
+    """Samples of the exact marginal at t_max, so that what is left is the sampler's own error."""
+    mean, covariance = GAUSSIAN.moments(ends(sde)[0])
+    return mean + jax.random.normal(key, (n, 2)) @ np.linalg.cholesky(covariance).T
+
+
+def times(sde, n):
+    return grids.log_snr(sde)(jnp.linspace(0.0, 1.0, n + 1))
+
+
+# references: (c_t, c_s) -> A, b, c, where c_t = (alpha_t, sigma_t)
+
+
+def conditional_means(c):
+    """E[x0 | x] and E[eps | x] as matrices and offsets."""
+    alpha, sigma = c
+    mean, covariance = GAUSSIAN.moments(c)
+    precision = np.linalg.inv(covariance)
+    gain = alpha * GAUSSIAN.covariance @ precision
+    return (gain, GAUSSIAN.mean - gain @ mean), (sigma * precision, -sigma * precision @ mean)
+
+
+def posterior(c_t, c_s):
+    """q(x_s | x_t, x0): factors of x_t and of x0, and the variance (Ho et al. 2020, eq. 6 and 7)."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = c_t, c_s
+    alpha_ts = alpha_t / alpha_s
+    variance_ts = sigma_t**2 - alpha_ts**2 * sigma_s**2
+    share = variance_ts / sigma_t**2
+    return alpha_ts * sigma_s**2 / sigma_t**2, alpha_s * share, sigma_s**2 * share
+
+
+def ancestral(c_t, c_s):
+    """Ancestral sampling with the small variance: the posterior at the predicted x0."""
+    of_x, of_x0, variance = posterior(c_t, c_s)
+    (gain, offset), _ = conditional_means(c_t)
+    return of_x * EYE + of_x0 * gain, of_x0 * offset, np.sqrt(variance)
+
+
+def ddim(eta):
+    """Song et al. 2021 (arXiv 2010.02502), eq. 12, with noise of eta times the posterior's standard deviation."""
+
+    def step(c_t, c_s):
+        (gain, offset), (gain_eps, offset_eps) = conditional_means(c_t)
+        alpha, sigma = c_s
+        noise = eta * np.sqrt(posterior(c_t, c_s)[2])
+        direction = np.sqrt(sigma**2 - noise**2)
+        return alpha * gain + direction * gain_eps, alpha * offset + direction * offset_eps, noise
+
+    return step
+
+
+def euler_in_ratio(c_t, c_s):
+    """Euler's method on d(x / alpha) / d(sigma / alpha) = eps."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = c_t, c_s
+    _, (gain, offset) = conditional_means(c_t)
+    h = sigma_s / alpha_s - sigma_t / alpha_t
+    return alpha_s * (EYE / alpha_t + h * gain), alpha_s * h * offset, 0.0
+
+
+def euler_maruyama(noise):
+    """x + (s - t) (f x - (1 + noise^2) / 2 g^2 score) + noise g sqrt(t - s) z."""
+
+    def steps(sde, ts):
+        f, g = (np.asarray(fn(sde, ts), float) for fn in (sdes.drift, sdes.diffusion))
+        for c_t, f_t, g_t, h in zip(coefficients(sde, ts), f, g, np.diff(ts), strict=False):
+            mean, covariance = GAUSSIAN.moments(c_t)
+            pull = 0.5 * (1 + noise**2) * g_t**2 * np.linalg.inv(covariance)
+            yield EYE + h * (f_t * EYE + pull), -h * pull @ mean, noise * g_t * np.sqrt(-h)
+
+    return steps
+
+
+def each(step):
+    """The affine maps between successive times of a reference in (c_t, c_s)."""
+    return lambda sde, ts: itertools.starmap(step, itertools.pairwise(coefficients(sde, ts)))
+
+
+REFERENCES = {
+    "ddim": (lambda sde: samplers.ddim(sde, eta=0.0), each(euler_in_ratio)),
+    "ddim, eta 1/2": (lambda sde: samplers.ddim(sde, eta=0.5), each(ddim(0.5))),
+    "ancestral": (lambda sde: samplers.ddim(sde, eta=1.0), each(ancestral)),
+    "euler": (lambda sde: samplers.euler_maruyama(sde, noise=0.0), euler_maruyama(0.0)),
+    "euler-maruyama": (lambda sde: samplers.euler_maruyama(sde, noise=1.0), euler_maruyama(1.0)),
+    "euler-maruyama, noise 1/2": (
+        lambda sde: samplers.euler_maruyama(sde, noise=0.5),
+        euler_maruyama(0.5),
+    ),
+}
+
+
+def walk(steps, x, noise):
+    """The reference's trajectory; noise(i) is the normal draw of step i."""
+    for i, (a, b, c) in enumerate(steps):
+        x = x @ a.T + b + c * noise(i)
+    return x
+
+
+def walk_moments(steps, mean, covariance):
+    for a, b, c in steps:
+        mean, covariance = a @ mean + b, a @ covariance @ a.T + c**2 * EYE
+    return mean, covariance
+
+
+def ends(sde):
+    """(alpha, sigma) at t_max, where sampling starts, and at t_min."""
+    return coefficients(sde, [sde.t_max, sde.t_min])
+
+
+def moments_and_products(x, mean):
+    """Per sample, what averages to the mean and to the covariance."""
+    d = x - mean
+    return np.concatenate([d, d**2, d[:, :1] * d[:, 1:]], axis=1)
+
+
+def assert_moments(x, mean, covariance):
+    truth = np.array([0, 0, covariance[0, 0], covariance[1, 1], covariance[0, 1]])
+    assert_mean(moments_and_products(np.asarray(x, float), mean), truth)
+
+
+def test_every_step_is_its_papers_affine_map(x64, sde):
+    """Eight steps, draw by draw; DDIM's is Euler in sigma / alpha, with eta = 1 ancestral sampling."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, ts = prior(3, sde, jax.random.key(1)), times(sde, 8)
+    predictor = perfect(sde)
+
+    @jax.jit
+    def run(keys, x):
+        return {
+            name: samplers.sample(keys, make(sde), predictor, x, ts)
+            for name, (make, _) in REFERENCES.items()
+        }
+
+    draw = lambda i: np.asarray(shapes.normal(shapes.fold_in(keys, i), x))
+    found = run(keys, x)
+    for name, (_, reference) in REFERENCES.items():
+        expected = walk(reference(sde, ts), np.asarray(x), draw)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["ancestral", "euler-maruyama"])
+def test_the_noise_is_normal_and_fresh_in_every_step(name):
+    """The moments of 20000 samples at n = 20 against the recursion's, within 4 standard errors."""
+    make, reference = REFERENCES[name]
+    sde, n = sdes.vp(), 20000
+    x, ts = prior(n, sde, jax.random.key(1)), times(sde, 20)
+    keys = jax.random.split(jax.random.key(0), n)
+    run = jax.jit(lambda keys, x: samplers.sample(keys, make(sde), perfect(sde), x, ts))
+    start = GAUSSIAN.moments(ends(sde)[0])
+    assert_moments(run(keys, x), *walk_moments(reference(sde, ts), *start))
+
+
+@pytest.mark.parametrize("name", ["ddim", "ancestral", "euler", "euler-maruyama"])
+def test_the_covariance_converges_to_the_data_at_order_one(x64, sde, name):
+    """By the recursion, which the samplers follow to rounding.
+
+    Euler-Maruyama under VE in equal steps of log-SNR is of order two: its error's first-order
+    coefficient is the integral of an exact derivative that is zero at both ends.
+    """
+    _, reference = REFERENCES[name]
+    start, (_, true) = (GAUSSIAN.moments(c) for c in ends(sde))
+
+    def error(n):
+        _, covariance = walk_moments(reference(sde, times(sde, n)), *start)
+        return np.linalg.norm(covariance - true) / np.linalg.norm(true)
+
+    coarse, fine = error(400), error(800)
+    order = 2 if name == "euler-maruyama" and float(sde.alpha(jnp.ones(()))) == 1 else 1
+    assert fine < 0.07
+    np.testing.assert_allclose(coarse / fine, 2.0**order, rtol=0.1)
+
+
+def test_ddim_converges_to_the_flow_map_at_order_one(x64):
+    sde = sdes.vp()
+    x, keys = prior(3, sde, jax.random.key(1)), jax.random.split(jax.random.key(0), 3)
+    true = GAUSSIAN.flow(x, *ends(sde))
+    run = jax.jit(lambda ts: samplers.sample(keys, samplers.ddim(sde), perfect(sde), x, ts))
+    error = lambda n: np.linalg.norm(run(times(sde, n)) - true)
+    np.testing.assert_allclose(error(100) / error(200), 2.0, rtol=0.05)
+
+
+def no_network(x, t):
+    raise AssertionError("these steps need no prediction")
+
+
+def test_the_projection_is_applied_after_each_step_with_the_time_reached():
+    ts = jnp.array([1.0, 0.5, 0.25, 0.125])
+    stay = samplers.Sampler(
+        init=lambda x: None,
+        step=lambda keys, predict, x, t, s, carry: (2 * x, carry),
+        evaluations=0,
+    )
+    keys = jax.random.split(jax.random.key(0), 1)
+    found = samplers.sample(
+        keys, stay, no_network, jnp.ones((1, 1)), ts, project=lambda x, s: x + s
+    )
+    assert found[0, 0] == ((1 * 2 + 0.5) * 2 + 0.25) * 2 + 0.125
+
+
+def test_the_carry_goes_from_step_to_step():
+    steps = samplers.Sampler(
+        init=lambda x: jnp.zeros(()),
+        step=lambda keys, predict, x, t, s, carry: (x + carry, carry + t - s),
+        evaluations=0,
+    )
+    ts = jnp.array([1.0, 0.5, 0.25, 0.0])
+    found = samplers.sample(
+        jax.random.split(jax.random.key(0), 1), steps, no_network, jnp.zeros((1, 1)), ts
+    )
+    assert found[0, 0] == 0.5 + 0.75
+
+
+# whole draws
+
+
+def draw_from_exact_prior(draw, sde, n, predictor=None):
+    keys = jax.random.split(jax.random.key(0), n)
+    run = jax.jit(lambda keys, x: draw(keys, sde, predictor or perfect(sde), x))
+    return run(keys, prior(n, sde, jax.random.key(1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "solver", "tolerance", "bound"),
+    [("vp", "dopri8", 1e-9, 1e-6), *((name, "tsit5", 1e-6, 1e-4) for name in SDES)],
+)
+def test_adaptive_probability_flow_is_the_closed_form_map(x64, name, solver, tolerance, bound):
+    """Local errors at the tolerance add up to at most 100 of it, of the data's scale, 1."""
+    sde = SDES[name]()
+    draw = sampling.probability_flow(solver=solver, rtol=tolerance, atol=tolerance)
+    found = draw_from_exact_prior(draw, sde, 3)
+    x = prior(3, sde, jax.random.key(1))
+    true = GAUSSIAN.flow(x, *ends(sde))
+    assert np.all(found.ok)
+    np.testing.assert_allclose(found.x, true, atol=bound)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
+def test_fixed_step_probability_flow_converges_at_its_solvers_order(x64, solver, order):
+    sde = sdes.vp()
+    x = prior(3, sde, jax.random.key(1))
+    true = GAUSSIAN.flow(x, *ends(sde))
+
+    def error(n):
+        draw = sampling.probability_flow(solver=solver, n_steps=n)
+        return np.linalg.norm(draw_from_exact_prior(draw, sde, 3).x - true)
+
+    np.testing.assert_allclose(error(100) / error(200), 2.0**order, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [("vp", "euler"), ("vp", "sra1"), ("vp", "spark"), *((name, "shark") for name in SDES)],
+)
+def test_reverse_sde_has_the_datas_moments(name, solver):
+    """4000 samples, 4 standard errors of 2 % in a variance; the bias of each at 200 steps is below 1/2 of one.
+
+    Euler's bias is of order one, so it takes 1000 steps.
+    """
+    sde = SDES[name]()
+    n_steps = 1000 if solver == "euler" else 200
+    found = draw_from_exact_prior(sampling.reverse_sde(solver=solver, n_steps=n_steps), sde, 4000)
+    assert np.all(found.ok)
+    assert_moments(found.x, *GAUSSIAN.moments(ends(sde)[1]))
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"), [("euler", 1), ("shark", 2), ("sra1", 2), ("spark", 2)]
+)
+def test_sde_solvers_move_a_perturbation_at_their_order(x64, solver, order):
+    """Two starts on one Brownian path differ by a linear map: E[x_s | x_t] has slope alpha_t / alpha_s V_s / V_t."""
+    sde, x = sdes.vp(), jnp.zeros((1, 2))
+    c_max, c_min = ends(sde)
+    before, after = GAUSSIAN.moments(c_max)[1], GAUSSIAN.moments(c_min)[1]
+    true = c_max[0] / c_min[0] * after @ np.linalg.inv(before)
+    keys = jnp.broadcast_to(jax.random.split(jax.random.key(0), 1), (3,))
+    starts = jnp.concatenate([x, jnp.eye(2)])
+
+    def error(n):
+        draw = sampling.reverse_sde(solver=solver, n_steps=n)
+        found = jax.jit(lambda keys, x: draw(keys, sde, perfect(sde), x).x)(keys, starts)
+        return np.linalg.norm((found[1:] - found[0]).T - true)
+
+    np.testing.assert_allclose(error(100) / error(200), 2.0**order, rtol=0.15)
+
+
+MIXTURE = (np.array([0.2, 0.8]), np.array([[-1.0, 0.5], [1.0, -0.5]]), 0.2)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        sampling.ddim(n_steps=200),
+        sampling.ddim(n_steps=500, eta=1.0),
+        sampling.euler_maruyama(n_steps=1000),
+        sampling.probability_flow(solver="heun", n_steps=64),
+    ],
+    ids=["ddim", "ancestral", "euler-maruyama", "heun"],
+)
+def test_a_mixtures_weights_and_moments_are_recovered(draw):
+    """From the sampler's own prior, N(0, I); 4000 samples, so the weight 0.2 has standard error 0.0063."""
+    sde, n = sdes.vp(), 4000
+    weights, means, std = MIXTURE
+    keys = jax.random.split(jax.random.key(0), n)
+    x = sampling.prior(jax.random.split(jax.random.key(1), n), sde, (2,))
+    predictor = exact.predictor(sde, exact.mixture(weights, means, std))
+    found = np.asarray(jax.jit(lambda keys, x: draw(keys, sde, predictor, x).x)(keys, x), float)
+    assert_mean(found @ (means[0] - means[1]) > 0, weights[0])  # the modes are 11 std apart
+    mean = weights @ means
+    spread = means - mean
+    assert_moments(found, mean, std**2 * EYE + (weights * spread.T) @ spread)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        sampling.ddim(n_steps=5, eta=1.0),
+        sampling.euler_maruyama(n_steps=5),
+        sampling.probability_flow(),
+        sampling.reverse_sde(n_steps=5),
+    ],
+    ids=["ancestral", "euler-maruyama", "probability-flow", "reverse-sde"],
+)
+def test_a_sample_depends_on_its_own_key_and_start_alone(draw):
+    """The others change, to starts that make an adaptive solver work harder; the first two do not, bitwise."""
+    sde = sdes.vp()
+    run = jax.jit(lambda keys, x: draw(keys, sde, perfect(sde), x))
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = prior(4, sde, jax.random.key(1))
+    others = keys.at[2:].set(jax.random.split(jax.random.key(2), 2))
+    one, other = run(keys, x), run(others, x.at[2:].multiply(100.0))
+    np.testing.assert_array_equal(one.x[:2], other.x[:2])
+    np.testing.assert_array_equal(one.nfe[:2], other.nfe[:2])
+    assert np.all(one.x[2:] != other.x[2:])
+
+
+# solve
+
+
+def counting(field, calls):
+    def counted(t, x):
+        jax.debug.callback(lambda t: calls.append(float(t)), t)
+        return field(t, x)
+
+    return counted
+
+
+@pytest.mark.parametrize("n_steps", [None, 10], ids=["adaptive", "fixed"])
+@pytest.mark.parametrize("solver", solve.ODE_SOLVERS)
+def test_ode_reports_the_evaluations_it_makes(solver, n_steps):
+    if solver == "euler" and n_steps is None:
+        pytest.skip("Euler has no error estimate to adapt to")
+    calls = []
+    field = counting(lambda t, x: -x * jnp.cos(10 * t), calls)
+    run = jax.jit(
+        lambda x: solve.ode(field, x, lambda u: 2.0 - u, solver=solver, n_steps=n_steps, atol=1e-4)
+    )
+    found = run(jnp.ones(()))
+    jax.effects_barrier()
+    assert found.ok
+    assert found.nfe == len(calls)
+
+
+@pytest.mark.parametrize("solver", solve.SDE_SOLVERS)
+def test_sde_reports_the_evaluations_it_makes(solver):
+    calls = []
+    drift = counting(lambda t, x: -x, calls)
+    run = jax.jit(
+        lambda key: solve.sde(
+            key, drift, jnp.sqrt, jnp.ones(2), lambda u: 2.0 - u, solver=solver, n_steps=10
+        )
+    )
+    found = run(jax.random.key(0))
+    jax.effects_barrier()
+    assert found.ok
+    assert found.nfe == len(calls)
+
+
+def test_running_out_of_steps_is_not_ok():
+    field = lambda t, x: -x * jnp.cos(100 * t)
+    run = lambda max_steps: solve.ode(field, jnp.ones(()), lambda u: u, max_steps=max_steps)
+    assert not run(5).ok
+    assert run(500).ok
+
+
+def test_the_reverse_drift_at_any_noise_is_f_x_and_a_share_of_the_score(x64, sde):
+    """f x - (1 + c^2) / 2 g^2 score (Song et al. 2021, eq. 6 and 13, at c = 1 and 0)."""
+    x = np.array([[1.0, -0.5], [0.2, 0.4]])
+    drifts = {
+        noise: jax.jit(dynamics.reverse_drift(sde, perfect(sde), noise=noise))
+        for noise in (0.0, 1.0, 1.7)
+    }
+    for t in np.linspace(sde.t_min, sde.t_max, 4):
+        t = jnp.asarray(t)
+        f, g = float(sdes.drift(sde, t)), float(sdes.diffusion(sde, t))
+        score = GAUSSIAN.score(x, coefficients(sde, [t])[0])
+        for noise in drifts:
+            found = drifts[noise](t, jnp.asarray(x))
+            expected = f * x - 0.5 * (1 + noise**2) * g**2 * score
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)

@@ -1,0 +1,227 @@
+"""The training step and loop: devices, resuming, signals, failures."""
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from score_jax import build, parallel, run, train
+from score_jax.data.base import Split
+from score_jax.model import Model
+
+TINY = dict(
+    seed=3,
+    data=dict(name="digits"),
+    sde=dict(name="vp"),
+    net=dict(name="unet", channels=8, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.3),
+    model=dict(class_conditional=True),
+    loss=dict(name="denoising"),
+    optim=dict(name="adam", lr=1e-3, warmup=4, decay="cosine"),
+    train=dict(
+        steps=10,
+        batch_size=8,
+        log_every=4,
+        eval_every=5,
+        sample_every=0,
+        save_every=5,
+        eval_images=16,
+        ema=(0.9, 0.99),
+        flip=True,
+    ),
+    sample=dict(name="ddim", n_steps=2),
+    eval=dict(batch_size=64, elbo_times=2),
+)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return build.experiment(build.resolve(ConfigDict(TINY)))
+
+
+def fit(folder, experiment, **options):
+    experiment = experiment._replace(train=experiment.train._replace(**options))
+    folder.mkdir(exist_ok=True)
+    checkpoints = run.checkpoints_of(folder, experiment)
+    finished = run.fit(folder, experiment, run.start_state(experiment, checkpoints), checkpoints)
+    return finished, run.start_state(experiment, checkpoints)
+
+
+def assert_same_bytes(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finished, state = fit(folder, tiny)
+    assert finished and int(state.step) == 10
+    return SimpleNamespace(folder=folder, state=state)
+
+
+def test_five_steps_then_five_resumed_are_ten_steps_bitwise(tiny, uninterrupted, tmp_path):
+
+    # a run that is stopped after step 5, in the middle of a logging window of 4 steps
+    stopped, state = fit_and_stop(tmp_path / "run", tiny, after=5)
+    assert not stopped and int(state.step) == 5
+    # rows that a killed process left behind the last save must go
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 8, "loss": 1.0}) + "\n" + '{"step": 9, "lo')
+    finished, state = fit(tmp_path / "run", tiny)
+    assert finished
+    assert_same_bytes(state, uninterrupted.state)
+    metrics = [folder / "metrics.jsonl" for folder in (tmp_path / "run", uninterrupted.folder)]
+    assert metrics[0].read_bytes() == metrics[1].read_bytes()
+
+
+def fit_and_stop(folder, experiment, after):
+    """Sends this process SIGTERM while step `after` is taken."""
+    original = train.batch_indices
+
+    def interrupting(seed, step, n, batch_size):
+        if step == after - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(seed, step, n, batch_size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "batch_indices", interrupting)
+        return fit(folder, experiment)
+
+
+def test_logged_rows_are_means_of_the_steps_in_between(uninterrupted):
+    rows = [json.loads(line) for line in (uninterrupted.folder / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == [4, 5, 8, 10, 10]
+    assert {"val_loss", "val_elbo"} < rows[1].keys()
+    assert "seconds" not in rows[0]
+
+
+def test_one_device_takes_the_step_of_four(tiny):
+    """With dropout, labels, flips and dequantization on."""
+    prepare = train.prepare(tiny.data.levels, tiny.train.flip, tiny.labels)
+    arguments = (tiny.loss, prepare, tiny.optimizer, tiny.train.ema)
+    state = jax.jit(
+        lambda key: train.init_state(key, tiny.model, tiny.data.shape, tiny.optimizer, 2)
+    )(jax.random.key(0))
+    # away from the zero initialisation, where the last layer hides what comes before it
+    state = state._replace(params=jax.tree.map(lambda p: p + 0.05, state.params))
+    indices, key = np.arange(8) * 7, jax.random.key(1)
+
+    four = parallel.train_step(train.make_train_step(*arguments, parallel.AXIS))
+    replicated, metrics_four = four(
+        parallel.replicate(state), parallel.replicate(tiny.data.train), parallel.shard(indices), key
+    )
+    resident = jax.tree.map(jnp.asarray, tiny.data.train)
+    one = jax.jit(train.make_train_step(*arguments))
+    state_one, metrics_one = one(state, resident, indices, key)
+
+    assert parallel.count() == 4
+    np.testing.assert_allclose(metrics_four["loss"][0], metrics_one["loss"], rtol=2e-6)
+    np.testing.assert_allclose(metrics_four["grad_norm"][0], metrics_one["grad_norm"], rtol=2e-5)
+    # the first moments are the clipped gradients times a constant: linear in them, unlike Adam's update
+    moments = [
+        optax.tree_utils.tree_get(s.opt_state, "mu")
+        for s in (parallel.unreplicate(replicated), state_one)
+    ]
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moments[1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * scale), *moments)
+
+
+def quadratic(noise: float = 0.0):
+    """A model of one parameter and its loss, for tests of the loop itself."""
+    model = Model(lambda key, shape: jnp.array(1.0), None, None)
+
+    def loss(key, params, loss_state, batch, step):
+        poison = jnp.where(step >= 6, jnp.nan, 0.0) * noise
+        return jnp.mean(jnp.square(params - batch.x)) + poison, ({}, loss_state)
+
+    return model, loss
+
+
+def test_a_step_of_gradient_descent_and_its_averages_are_those_computed_by_hand():
+    model, loss = quadratic()
+    data = Split(np.array([[2.0], [4.0]], np.float32), None)
+    step = train.make_train_step(
+        loss, train.prepare(None, False, False), optax.sgd(0.1), (0.0, 0.5)
+    )
+    state = train.init_state(jax.random.key(0), model, (1,), optax.sgd(0.1), 2)
+    state, metrics = step(state, data, np.array([0, 1]), jax.random.key(0))
+    # loss ((1-2)^2 + (1-4)^2) / 2 = 5, gradient (-2 - 6) / 2 = -4
+    assert float(metrics["loss"]) == 5.0 and float(metrics["grad_norm"]) == 4.0
+    np.testing.assert_allclose(state.params, 1.4, rtol=1e-6)
+    np.testing.assert_allclose(state.emas[0], 1.4, rtol=1e-6)
+    # at step 0 the rate is limited to (1 + 0) / (10 + 0)
+    np.testing.assert_allclose(state.emas[1], 0.1 * 1.0 + 0.9 * 1.4, rtol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_naming_the_step_and_the_last_checkpoint(
+    tiny, tmp_path
+):
+    model, loss = quadratic(noise=1.0)
+    broken = tiny._replace(model=model, loss=loss, validation_loss=loss, labels=False)
+    checkpoints = run.checkpoints_of(tmp_path, broken)
+    with pytest.raises(
+        FloatingPointError, match="loss is nan at step 7; the last good checkpoint is of step 5"
+    ):
+        train_only(tmp_path, broken, checkpoints)
+    assert checkpoints.latest() == 5
+
+
+def train_only(folder, experiment, checkpoints):
+    """The loop without validation and pictures."""
+    step = train.make_train_step(
+        experiment.loss,
+        train.prepare(None, False, False),
+        experiment.optimizer,
+        experiment.train.ema,
+        parallel.AXIS,
+    )
+    return train.fit(
+        run.start_state(experiment, checkpoints),
+        step,
+        Split(np.ones((16, 1), np.float32), None),
+        jax.random.key(0),
+        0,
+        experiment.train,
+        checkpoints,
+        run.RunLog(folder),
+        validate=lambda params: {},
+        draw=lambda params, step: None,
+    )
+
+
+def test_a_checkpoint_of_another_network_is_refused_by_name(tiny, uninterrupted):
+    wider = ConfigDict(TINY)
+    wider.net.channels = 16
+    other = build.experiment(build.resolve(wider))
+    checkpoints = run.checkpoints_of(uninterrupted.folder, other)
+    with pytest.raises(ValueError, match="does not fit this config: .*conv_in.*use the config"):
+        run.start_state(other, checkpoints)
+
+
+def test_evaluation_counts_every_example_once_whatever_the_batch_size(tiny, uninterrupted):
+    params = uninterrupted.state.averaged()
+    split = Split(tiny.data.test.x[:13], tiny.data.test.label[:13])
+    values = []
+    for batch_size in (4, 13):
+        experiment = tiny._replace(
+            eval=tiny.eval._replace(batch_size=batch_size, n_steps=2, solver="heun")
+        )
+        per_example = run._per_example(experiment, run.ode(experiment))
+        values.append(per_example(jax.random.key(5), params, split)["bpd"])
+    assert values[0].shape == (13,)
+    np.testing.assert_allclose(values[0], values[1], atol=1e-5)
+    assert len(np.unique(values[0])) == 13
+
+
+def test_samples_are_keyed_one_by_one(tiny, uninterrupted):
+    params = uninterrupted.state.averaged()
+    draw = run.draw(tiny)
+    many, few = draw(params, 6), draw(params, 3)
+    np.testing.assert_array_equal(many["x"][:3], few["x"])
+    np.testing.assert_array_equal(many["label"], np.arange(6))
