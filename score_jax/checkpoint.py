@@ -74,12 +74,6 @@ def _abstract(template: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), template)
 
 
-def _abstract(template: Any) -> Any:
-    """Where to restore to: shapes and dtypes on the first device, wherever the checkpoint was made."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), template)
-
-
 def _named(tree: Any) -> dict[str, Any]:
     is_leaf = lambda node: isinstance(node, tuple) and len(node) == 2 and isinstance(node[1], str)
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)

@@ -170,6 +170,7 @@ def fit(
     logged = checkpoints.unlogged(start)  # metrics since the last logged row, as floats
     pending = []  # metrics still on the device: reading one waits for its step
 
+    stopping = False
     with log.running(start, options.steps, options.batch_size), _StopSignals() as stop:
         for step in range(start + 1, options.steps + 1):
             indices = batch_indices(seed, step - 1, len(data.x), options.batch_size)
@@ -179,7 +180,8 @@ def fit(
             def due(every, step=step):
                 return step == options.steps or (every > 0 and step % every == 0)
 
-            saving = due(options.save_every) or stop.asked
+            stopping = stop.asked  # read once: a signal after this waits for the next step's save
+            saving = due(options.save_every) or stopping
             if due(options.log_every) or saving:
                 logged += _finite(jax.device_get(parallel.unreplicate(pending)), step, checkpoints)
                 pending = []
@@ -194,10 +196,10 @@ def fit(
                 draw(parallel.unreplicate(state.averaged()), step)
             if saving:
                 checkpoints.save(step, parallel.unreplicate(state), logged)
-            if stop.asked:
+            if stopping:
                 break
         checkpoints.wait()
-    return not stop.asked
+    return not stopping
 
 
 def _finite(rows: list[dict], step: int, checkpoints: Checkpoints) -> list[dict[str, float]]:
