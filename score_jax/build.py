@@ -352,6 +352,11 @@ def _check_combination(config, options: train.Options, model_options: ModelOptio
         raise ConfigError(
             f"config.model.class_conditional is True, but {data.name} has no labels; set it to False"
         )
+    if model_options.output == "edm" and model_options.sigma_data != predict.SIGMA_DATA:
+        raise ConfigError(
+            f"config.model.sigma_data is {model_options.sigma_data}; output 'edm' is made for "
+            f"{predict.SIGMA_DATA}"
+        )
     for section in ("sample", "eval"):
         solver, n_steps = (config[section].get(option, 1) for option in ("solver", "n_steps"))
         if n_steps is None and not issubclass(

@@ -35,11 +35,10 @@ class Checkpoints:
           unlogged: metrics of the steps since the last logged row, so that a resumed run logs the
             same means.
         """
-        if step != self.latest():
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), unlogged=ocp.args.JsonSave(unlogged)
-            )
-            self._manager.save(step, args=args)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), unlogged=ocp.args.JsonSave(unlogged)
+        )
+        self._manager.save(step, args=args)
 
     def restore(self, step: int, template: Any) -> Any:
         """The state saved at a step.
@@ -66,6 +65,12 @@ class Checkpoints:
     def wait(self):
         """Returns when all saves are on disk."""
         self._manager.wait_until_finished()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.wait()
 
 
 def _abstract(template: Any) -> Any:

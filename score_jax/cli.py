@@ -113,7 +113,9 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
 
 
 def load_run(folder: Path, overrides: list[str], section: str) -> ConfigDict:
-    """The config that a run's folder holds, with overrides of the one section that is not fixed by the run.
+    """The config that a run's folder holds, with overrides of what is not fixed by the run.
+
+    Those are one section, and where the data are.
 
     Raises:
       ConfigError, FileNotFoundError: one line on what is wrong.
@@ -127,9 +129,11 @@ def load_run(folder: Path, overrides: list[str], section: str) -> ConfigDict:
         ) from error
     for item in overrides:
         key = item.removeprefix("--").partition("=")[0]
-        if not f"{key}.".startswith(f"config.{section}."):
+        places = ("config.data.folder", "config.data.archive")
+        if key not in places and not f"{key}.".startswith(f"config.{section}."):
             raise ConfigError(
-                f"{key} is fixed by the run in {folder}; only config.{section} can be changed here"
+                f"{key} is fixed by the run in {folder}; only config.{section} and the data's folder "
+                "can be changed here"
             )
     return override(saved, overrides)
 

@@ -68,7 +68,9 @@ def ode_bits(
     """
 
     def fn(keys, params, x, label):
-        result = likelihood(keys, model.sde(params), bind(model, params), x, label)
+        # an accelerator's fast products are too coarse at the smallest noise levels
+        with jax.default_matmul_precision("float32"):
+            result = likelihood(keys, model.sde(params), bind(model, params), x, label)
         return {"bpd": _bits(-result.logp, x, levels), "nfe": result.nfe, "ok": result.ok}
 
     return fn
@@ -78,9 +80,10 @@ def elbo_bits(model: Model, levels: int | None, n_times: int) -> Callable[..., d
     """For `per_example`: the ELBO's three terms and their sum "elbo", in bits per dimension."""
 
     def fn(keys, params, x, label):
-        terms = elbo.negative_elbo(
-            keys, model.sde(params), bind(model, params), x, label, n_times=n_times
-        )
+        with jax.default_matmul_precision("float32"):
+            terms = elbo.negative_elbo(
+                keys, model.sde(params), bind(model, params), x, label, n_times=n_times
+            )
         return {"elbo": _bits(sum(terms), x, levels)}
 
     return fn
@@ -93,7 +96,8 @@ def loss_values(loss_fn: LossFn) -> Callable[..., dict[str, Array]]:
         def one(key, x, label):
             labels = None if label is None else label[None]
             batch = Batch(x[None], labels, key[None], jnp.zeros(1))
-            return loss_fn(key, params, (), batch, 0)[0]
+            k_time = jax.random.fold_in(key, 2)  # the loss folds 0 and 1 into the example's key
+            return loss_fn(k_time, params, (), batch, 0)[0]
 
         return {"loss": jax.vmap(one, in_axes=(0, 0, None if label is None else 0))(keys, x, label)}
 

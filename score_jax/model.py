@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from score_jax import predict, shapes
 from score_jax.sde import SDE, log_snr, log_snr_ends
@@ -46,7 +45,7 @@ def denoiser(
     sde: SDE,
     *,
     output: str = "eps",
-    conditioning: str = "t",
+    conditioning: str = "log_snr",
     sigma_data: float | None = None,
 ) -> Model:
     """The model whose prediction is the output of `net`, read as `output`.
@@ -88,13 +87,3 @@ def deterministic(model: Model) -> Model:
 def bind(model: Model, params: Params) -> PredictFn:
     """predict(x, t, label) with the parameters given and dropout off. Call it inside jit, with params an argument."""
     return lambda x, t, label=None: model.predict(params, x, t, label)
-
-
-def at_time(predict_fn: PredictFn, sde: SDE, t: float) -> Callable[[Float[Array, "b *s"]], Array]:
-    """The plain score function x -> score of a model at one noise level."""
-
-    def score(x):
-        ts = jnp.full(x.shape[:1], t)
-        return predict.combine("score", sde, predict_fn(x, ts), ts)
-
-    return score

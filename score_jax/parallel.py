@@ -21,9 +21,14 @@ def count() -> int:
     return jax.local_device_count()
 
 
+# one function for the process, so that it compiles once; on the same axis as the step, whose
+# first call would otherwise be compiled for arrays laid out in another way than its own results
+_copy = jax.pmap(lambda _, leaf: leaf, axis_name=AXIS, in_axes=(0, None))
+
+
 def replicate(tree: Any) -> Any:
     """The tree with a leading device axis, one copy on each device."""
-    return jax.pmap(lambda _, leaf: leaf, in_axes=(0, None))(np.arange(count()), tree)
+    return _copy(np.arange(count()), tree)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -57,7 +62,9 @@ def mean(tree: Any, axis_name: str | None) -> Any:
 
 
 def map_examples(fn: Callable, batch_size: int) -> Callable[..., Any]:
-    """Maps fn over all examples of arrays [n, ...], each exactly once; compiled once, however often it is called.
+    """Maps fn over all examples of arrays [n, ...], each exactly once.
+
+    The result is to be kept and called often: it compiles once for each n up to the batch size.
 
     Args:
       fn: called as fn(common, arrays) with arrays [b, ...]; returns a tree of [b, ...] arrays, each
@@ -69,10 +76,9 @@ def map_examples(fn: Callable, batch_size: int) -> Callable[..., Any]:
     Returns:
       run(common, arrays) -> the results [n, ...] in order, on the host.
     """
-    mapped = jax.pmap(fn, in_axes=(None, 0))
-    n_batch = -(-batch_size // count()) * count()
+    mapped = jax.pmap(fn, axis_name=AXIS)
 
-    def one_batch(common, arrays, start, n):
+    def one_batch(common, arrays, start, n, n_batch):
         take = np.minimum(np.arange(start, start + n_batch), n - 1)
         result = mapped(common, shard(jax.tree.map(lambda a: a[take], arrays)))
         kept = min(n_batch, n - start)
@@ -80,7 +86,9 @@ def map_examples(fn: Callable, batch_size: int) -> Callable[..., Any]:
 
     def run(common, arrays):
         n = len(jax.tree.leaves(arrays)[0])
-        results = [one_batch(common, arrays, start, n) for start in range(0, n, n_batch)]
+        n_batch = -(-min(batch_size, n) // count()) * count()
+        common = replicate(common)
+        results = [one_batch(common, arrays, start, n, n_batch) for start in range(0, n, n_batch)]
         return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
     return run

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
+from score_jax import files
+
 
 def save(path: Path, x: np.ndarray, levels: int | None):
     """Writes a PNG of samples [n, h, w, c] in integer levels, or of points [n, 2]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if x.ndim == 4:
-        _grid(path, np.asarray(x, np.float32) * (255 / (levels - 1)))
+        files.write(
+            path, lambda part: _grid(part, np.asarray(x, np.float32) * (255 / (levels - 1)))
+        )
     else:
-        _scatter(path, x)
+        files.write(path, lambda part: _scatter(part, x))
 
 
 def _grid(path: Path, images: np.ndarray, gap: int = 1):

@@ -19,13 +19,15 @@ from score_jax.types import Prediction
 Coefficients = Callable[[SDE, Array], tuple[Array, Array]]
 
 
+SIGMA_DATA = 0.5  # of images in [-1, 1]
+
+
 def _edm(sde: SDE, t: Array) -> tuple[Array, Array]:
-    # F with x0 = c_skip x + c_out F, sigma_data = 0.5 (Karras et al. 2022, arXiv 2206.00364, table
+    # F with x0 = c_skip x + c_out F, sigma_data as there (Karras et al. 2022, arXiv 2206.00364, table
     # 1), at s = sigma / alpha
-    sigma_data = 0.5
     s = sde.sigma(t) / sde.alpha(t)
-    norm = jnp.sqrt(s**2 + sigma_data**2)
-    return s / (sigma_data * norm), -sigma_data / norm
+    norm = jnp.sqrt(s**2 + SIGMA_DATA**2)
+    return s / (SIGMA_DATA * norm), -SIGMA_DATA / norm
 
 
 KINDS: dict[str, Coefficients] = {

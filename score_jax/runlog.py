@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from score_jax.workdir import write_text
+from score_jax.files import write_text
 
 
 class RunLog:
@@ -57,9 +57,12 @@ class RunLog:
         )
 
     def validation(self, step: int, metrics: dict[str, float]):
-        """Metrics of the validation split; the time they took is not counted as training."""
+        """Metrics of the validation split."""
         self._write(step, metrics)
         self._display.say(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+
+    def restart_clock(self, step: int):
+        """What was done since the last row of `train` is not counted as training."""
         self._last = (step, time.perf_counter())
 
     def _write(self, step: int, metrics: dict[str, float]):
@@ -111,12 +114,15 @@ def _append(path: Path, row: dict):
 
 
 def _drop_after(path: Path, step: int):
-    """Rewrites the rows up to `step`; a last line cut short by a crash goes too."""
+    """Rewrites the rows up to `step`; a line cut short by a crash, and what follows it, goes too."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                break
+        except json.JSONDecodeError:
             break
         kept.append(line)
     write_text(path, "".join(kept))

@@ -10,6 +10,7 @@ else is derived here. t_min is where sigma / alpha is about 1e-3 of data that sp
 far below the step between 8-bit levels.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -87,11 +88,11 @@ def ve(sigma_min: float = 1e-3, sigma_max: float = 50.0) -> SDE:
       sigma_min, sigma_max: standard deviation of the noise at t = 0 and t = 1, in units of the
         data.
     """
-    rate = jnp.log(sigma_max / sigma_min)
+    rate = math.log(sigma_max / sigma_min)
     return SDE(
         alpha=lambda t: jnp.ones_like(t),
         sigma=lambda t: sigma_min * jnp.exp(rate * t),
-        time_of_log_snr=lambda log_snr: (-0.5 * log_snr - jnp.log(sigma_min)) / rate,
+        time_of_log_snr=lambda log_snr: (-0.5 * log_snr - math.log(sigma_min)) / rate,
         t_min=0.0,
         t_max=1.0,
     )
@@ -129,7 +130,7 @@ def drift(sde: SDE, t: Array) -> Array:
 
 def diffusion(sde: SDE, t: Array) -> Array:
     """g(t) = sigma sqrt(-d log_snr / dt)."""
-    return sde.sigma(t) * jnp.sqrt(-_derivative(lambda u: log_snr(sde, u), t))
+    return sde.sigma(t) * jnp.sqrt(log_snr_rate(sde, t))
 
 
 def log_snr_rate(sde: SDE, t: Array) -> Array:

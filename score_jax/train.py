@@ -162,7 +162,8 @@ def fit(
       validate: metrics of the averaged parameters on the validation split.
       draw: writes a picture of samples of the averaged parameters at a step.
     Raises:
-      FloatingPointError: a loss is not finite; names the step and the last checkpoint.
+      FloatingPointError: the loss or its gradient is not finite; names the step and the last
+        checkpoint.
     """
     start = int(state.step)
     step_fn = parallel.train_step(step_fn)
@@ -171,42 +172,56 @@ def fit(
     pending = []  # metrics still on the device: reading one waits for its step
 
     stopping = False
-    with log.running(start, options.steps, options.batch_size), _StopSignals() as stop:
+    running = log.running(start, options.steps, options.batch_size)
+    # leaving waits for saves under way, also when a step or a validation fails
+    with checkpoints, running, _StopSignals() as stop:
         for step in range(start + 1, options.steps + 1):
             indices = batch_indices(seed, step - 1, len(data.x), options.batch_size)
             state, metrics = step_fn(state, resident, parallel.shard(indices), key)
             pending.append(metrics)
 
-            def due(every, step=step):
-                return step == options.steps or (every > 0 and step % every == 0)
-
             stopping = stop.asked  # read once: a signal after this waits for the next step's save
-            saving = due(options.save_every) or stopping
-            if due(options.log_every) or saving:
+            logging, validating, drawing, saving = (
+                _due(step, every, options.steps)
+                for every in (
+                    options.log_every,
+                    options.eval_every,
+                    options.sample_every,
+                    options.save_every,
+                )
+            )
+            if logging or validating or drawing or saving or stopping:
                 logged += _finite(jax.device_get(parallel.unreplicate(pending)), step, checkpoints)
                 pending = []
-            if due(options.log_every):
+            if logging:
                 log.train(
                     step, {name: np.mean([row[name] for row in logged]) for name in logged[0]}
                 )
                 logged = []
-            if due(options.eval_every):
+            if validating:
                 log.validation(step, validate(parallel.unreplicate(state.averaged())))
-            if due(options.sample_every):
+            if drawing:
                 draw(parallel.unreplicate(state.averaged()), step)
-            if saving:
+            if validating or drawing:
+                log.restart_clock(step)
+            if saving or stopping:
                 checkpoints.save(step, parallel.unreplicate(state), logged)
             if stopping:
                 break
-        checkpoints.wait()
     return not stopping
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
 
 
 def _finite(rows: list[dict], step: int, checkpoints: Checkpoints) -> list[dict[str, float]]:
     """The rows of the steps up to `step` as floats."""
     rows = [{name: float(value) for name, value in row.items()} for row in rows]
     for i, row in enumerate(rows):
-        if not np.isfinite(row["loss"]):
+        broken = [name for name, value in row.items() if not np.isfinite(value)]
+        if broken:
+            checkpoints.wait()
             last = checkpoints.latest()
             kept = (
                 "no checkpoint was saved yet"
@@ -214,8 +229,9 @@ def _finite(rows: list[dict], step: int, checkpoints: Checkpoints) -> list[dict[
                 else f"the last good checkpoint is of step {last}"
             )
             raise FloatingPointError(
-                f"the loss is {row['loss']} at step {step - len(rows) + 1 + i}; {kept} in {checkpoints.folder}; "
-                "lower config.optim.lr or config.optim.clip"
+                f"{broken[0]} is {row[broken[0]]} at step {step - len(rows) + 1 + i}; {kept} in "
+                f"{checkpoints.folder}; lower config.optim.lr or config.optim.clip, in another "
+                "--workdir or with --allow_config_change"
             )
     return rows
 

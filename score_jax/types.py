@@ -40,7 +40,5 @@ class Batch(NamedTuple):
 
 # predict(x, t, label) -> Prediction, the parameters already given
 PredictFn = Callable[..., Prediction]
-# score(x) -> gradient of log density at one noise level
-ScoreFn = Callable[[Array], Array]
 # loss(key, params, loss_state, batch, step) -> loss, (metrics, loss_state)
 LossFn = Callable[..., tuple[Array, tuple[dict, Any]]]

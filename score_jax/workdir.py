@@ -5,7 +5,6 @@ config.json  run.json  checkpoints/  metrics.jsonl  timings.jsonl  tensorboard/ 
 
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import sys
@@ -14,14 +13,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from score_jax.files import write_text
+
 PACKAGES = "score_jax", "jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy"
-
-
-def write_text(path: Path, text: str):
-    """Writes a whole file or nothing: a reader never sees half of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def claim(workdir: Path, config: ConfigDict, *, allow_change: bool = False):

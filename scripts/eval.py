@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from score_jax import build, cli, run, workdir
+from score_jax import build, cli, files, run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; required")
 METRIC = flags.DEFINE_enum("metric", "bpd", ["bpd"], "what to compute")
@@ -24,6 +24,10 @@ def main(overrides: list[str]) -> int:
         config = cli.load_run(folder, overrides, "eval")
         experiment = build.experiment(config)
         step, params = run.averaged_params(folder, experiment)
+        path = (
+            folder / "eval" / ("bpd.json" if SPLIT.value == "test" else f"bpd_{SPLIT.value}.json")
+        )
+        path.parent.mkdir(exist_ok=True)
 
     split = getattr(experiment.data, SPLIT.value)
     try:
@@ -39,9 +43,7 @@ def main(overrides: list[str]) -> int:
         "t_min": experiment.model.sde(params).t_min,
         "settings": config.eval.to_dict(),
     }
-    path = folder / "eval" / ("bpd.json" if SPLIT.value == "test" else f"bpd_{SPLIT.value}.json")
-    path.parent.mkdir(exist_ok=True)
-    workdir.write_text(path, json.dumps(result, indent=2) + "\n")
+    files.write_text(path, json.dumps(result, indent=2) + "\n")
 
     bpd, elbo = result["bpd"], result["elbo"]
     dequantization = "; uniform dequantization" if levels else ""
@@ -49,9 +51,11 @@ def main(overrides: list[str]) -> int:
         f"{SPLIT.value} {bpd['mean']:.4f} +- {bpd['stderr']:.4f} bits/dim "
         f"({bpd['n']} examples; {result['nfe']:.0f} evaluations{dequantization}; step {step})"
     )
-    print(
-        f"ELBO <= {elbo['mean']:.4f} +- {elbo['stderr']:.4f} bits/dim, of the same weights\n{path}"
-    )
+    print(f"by the ELBO at most {elbo['mean']:.4f} +- {elbo['stderr']:.4f}, with the same weights")
+    if "exact" in result:
+        exact = result["exact"]
+        print(f"the data's own density {exact['mean']:.4f} +- {exact['stderr']:.4f}")
+    print(path)
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from score_jax import build, cli, picture, run
+from score_jax import build, cli, files, picture, run
 from score_jax.build import ConfigError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; required")
@@ -49,7 +49,8 @@ def main(overrides: list[str]) -> int:
         )
         return 1
     if out.suffix == ".npz":
-        np.savez_compressed(out, **{k: v for k, v in result.items() if k in ("x", "label")})
+        arrays = {name: result[name] for name in ("x", "label") if name in result}
+        files.write(out, lambda part: np.savez_compressed(part, **arrays))
     else:
         picture.save(out, result["x"], data.levels)
     print(f"{N.value} samples at step {step}, {result['nfe'].mean():.0f} evaluations each: {out}")

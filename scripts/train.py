@@ -29,14 +29,14 @@ def main(overrides: list[str]) -> int:
         workdir.claim(folder, config, allow_change=ALLOW.value)
         checkpoints = run.checkpoints_of(folder, experiment)
         state = run.start_state(experiment, checkpoints)
-        workdir.record(folder, config)
+        start, steps = int(state.step), experiment.train.steps
+        if start < steps:  # a finished run keeps the record of what made it
+            workdir.record(folder, config)
 
-    start, steps = int(state.step), experiment.train.steps
     if start >= steps:
         print(f"{folder}: finished at step {start}")
         return 0
-    if start:
-        print(f"{folder}: resuming after step {start}")
+    print(f"{folder}: training from step {start} to {steps}; the first step compiles", flush=True)
     try:
         finished = run.fit(folder, experiment, state, checkpoints)
     except FloatingPointError as error:

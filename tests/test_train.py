@@ -60,16 +60,18 @@ def assert_same_bytes(a, b):
 @pytest.fixture(scope="session")
 def uninterrupted(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    finished, state = fit(folder, tiny)
+    # training never reads the test split
+    hidden = tiny._replace(data=tiny.data._replace(test=Split(tiny.data.test.x[:0], None)))
+    finished, state = fit(folder, hidden)
     assert finished and int(state.step) == 10
     return SimpleNamespace(folder=folder, state=state)
 
 
-def test_five_steps_then_five_resumed_are_ten_steps_bitwise(tiny, uninterrupted, tmp_path):
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bitwise(tiny, uninterrupted, tmp_path):
 
-    # a run that is stopped after step 5, in the middle of a logging window of 4 steps
-    stopped, state = fit_and_stop(tmp_path / "run", tiny, after=5)
-    assert not stopped and int(state.step) == 5
+    # stopped where nothing else saves, in the middle of a logging window
+    finished, state = fit_and_stop(tmp_path / "run", tiny, after=6)
+    assert not finished and int(state.step) == 6
     # rows that a killed process left behind the last save must go
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 8, "loss": 1.0}) + "\n" + '{"step": 9, "lo')
@@ -132,13 +134,13 @@ def test_one_device_takes_the_step_of_four(tiny):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * scale), *moments)
 
 
-def quadratic(noise: float = 0.0):
-    """A model of one parameter and its loss, for tests of the loop itself."""
-    model = Model(lambda key, shape: jnp.array(1.0), None, None)
+def quadratic(broken=lambda params: 0.0):
+    """A model of one parameter and its loss, for tests of the loop itself; broken from step 7 on."""
+    model = Model(lambda key, shape: jnp.ones(()), None, None)
 
     def loss(key, params, loss_state, batch, step):
-        poison = jnp.where(step >= 6, jnp.nan, 0.0) * noise
-        return jnp.mean(jnp.square(params - batch.x)) + poison, ({}, loss_state)
+        value = jnp.mean(jnp.square(params - batch.x))
+        return value + jax.lax.cond(step >= 6, broken, lambda p: 0.0, params), ({}, loss_state)
 
     return model, loss
 
@@ -159,14 +161,19 @@ def test_a_step_of_gradient_descent_and_its_averages_are_those_computed_by_hand(
     np.testing.assert_allclose(state.emas[1], 0.1 * 1.0 + 0.9 * 1.4, rtol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_naming_the_step_and_the_last_checkpoint(
-    tiny, tmp_path
+@pytest.mark.parametrize(
+    ("broken", "name"),
+    [(lambda p: 0 * p + jnp.nan, "loss is nan"), (lambda p: jnp.sqrt(0 * p), "grad_norm is nan")],
+    ids=["loss", "gradient of a finite loss"],
+)
+def test_what_is_not_finite_stops_the_run_naming_the_step_and_the_last_checkpoint(
+    tiny, tmp_path, broken, name
 ):
-    model, loss = quadratic(noise=1.0)
+    model, loss = quadratic(broken)
     broken = tiny._replace(model=model, loss=loss, validation_loss=loss, labels=False)
     checkpoints = run.checkpoints_of(tmp_path, broken)
     with pytest.raises(
-        FloatingPointError, match="loss is nan at step 7; the last good checkpoint is of step 5"
+        FloatingPointError, match=f"{name} at step 7; the last good checkpoint is of step 5"
     ):
         train_only(tmp_path, broken, checkpoints)
     assert checkpoints.latest() == 5
@@ -221,7 +228,32 @@ def test_evaluation_counts_every_example_once_whatever_the_batch_size(tiny, unin
 
 def test_samples_are_keyed_one_by_one(tiny, uninterrupted):
     params = uninterrupted.state.averaged()
-    draw = run.draw(tiny)
+    # across the borders of batches
+    draw = run.draw(tiny._replace(eval=tiny.eval._replace(batch_size=4)))
     many, few = draw(params, 6), draw(params, 3)
     np.testing.assert_array_equal(many["x"][:3], few["x"])
     np.testing.assert_array_equal(many["label"], np.arange(6))
+
+
+def test_the_step_compiles_once():
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **kwargs: (
+            compiled.append(event) if "backend_compile" in event else None
+        )
+    )
+    model, loss = quadratic()
+    data = parallel.replicate(Split(np.ones((16, 1), np.float32), None))
+    step = parallel.train_step(
+        train.make_train_step(
+            loss, train.prepare(None, False, False), optax.adam(0.1), (0.9,), parallel.AXIS
+        )
+    )
+    state = train.init_state(jax.random.key(0), model, (1,), optax.adam(0.1), 1)
+    state, key, indices = parallel.replicate(state), jax.random.key(0), parallel.shard(np.arange(4))
+    state, _ = step(state, data, indices, key)
+    assert compiled
+    compiled.clear()
+    for _ in range(2):
+        state, _ = step(state, data, indices, key)
+    assert not compiled

@@ -12,6 +12,8 @@ from jaxtyping import Float
 
 from score_jax.data.base import DataSet, Split
 
+_POINTS = 1  # keeps the streams of the points apart from those of the data's order
+
 
 class Toy(NamedTuple):
     """sample(rng, n) -> points, labels or None; log_prob where it has a closed form."""
@@ -37,7 +39,7 @@ def toy2d(shape: str = "moons", n: int = 50_000, seed: int = 0) -> DataSet:
     toy = SHAPES[shape]
 
     def split(stream: int, n: int) -> Split:
-        x, label = toy.sample(np.random.default_rng((seed, stream)), n)
+        x, label = toy.sample(np.random.default_rng((seed, stream, _POINTS)), n)
         return Split(x.astype(np.float32), None if label is None else label.astype(np.int32))
 
     splits = split(0, n), split(1, n // 10), split(2, n // 10)
