@@ -1,4 +1,4 @@
-"""From a config to the functions and records that it names: the only module that sees a ConfigDict.
+"""From a config to the functions and records that it names: the only module that reads a config.
 
 A section with a `name` is that constructor's name in the section's table and its keyword arguments;
 a section without is the arguments of one constructor. `resolve` writes out every default, so that a
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import diffrax
 import optax
-from ml_collections import ConfigDict
 
 from score_jax import (
     grids,
@@ -39,6 +38,9 @@ from score_jax.model import Model
 from score_jax.nets.mlp import MLP
 from score_jax.nets.unet import UNet, check_image_size
 from score_jax.types import LossFn
+
+# section -> option -> number, string, boolean, None or tuple of them; `seed` is a number
+Config = dict[str, Any]
 
 
 class ConfigError(ValueError):
@@ -167,17 +169,12 @@ def _constructor(section: str, name: Any) -> Callable:
     )
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(raw: Config) -> Config:
     """The config with every default written out and every name, key, type and range checked.
 
     Raises:
       ConfigError: one line that names the section, the value and the choices.
     """
-    return ConfigDict(resolve_dict(config.to_dict()))
-
-
-def resolve_dict(raw: dict[str, Any]) -> dict[str, Any]:
-    """`resolve` for nested dicts."""
     for section in sorted(raw.keys() - SECTIONS.keys() - {"seed"}):
         raise ConfigError(f"config has no section {section!r}; {choose(section, SECTIONS)}, seed")
     resolved = {"seed": _checked("config.seed", raw.get("seed", 0), int)}
@@ -259,9 +256,9 @@ def _check_range(where: str, value: Any, names: set[str]):
                     raise ConfigError(f"{where} is {value!r}; it must be {words}")
 
 
-def _make(config: ConfigDict, section: str, *args, **extra):
+def _make(config: Config, section: str, *args, **extra):
     """Calls the section's constructor with the section's values; config must be resolved."""
-    values = config[section].to_dict()
+    values = dict(config[section])
     name = values.pop("name", None)
     constructor = _constructor(section, name)
     for option, parameter in _parameters(constructor).items():
@@ -285,7 +282,7 @@ class Experiment(NamedTuple):
     labels: bool
 
 
-def experiment(config: ConfigDict) -> Experiment:
+def experiment(config: Config) -> Experiment:
     """Builds everything that a resolved config names; reads the data; compiles nothing.
 
     Raises:
@@ -304,7 +301,7 @@ def experiment(config: ConfigDict) -> Experiment:
         sigma_data=model_options.sigma_data,
     )
     return Experiment(
-        seed=config.seed,
+        seed=config["seed"],
         data=data,
         model=model,
         loss=_make(config, "loss", model),
@@ -328,19 +325,19 @@ def check_batch_size(batch_size: int):
 
 
 def _check_combination(config, options: train.Options, model_options: ModelOptions, data: DataSet):
-    is_image = len(data.shape) == 3
-    if config.net.name == "unet":
+    is_image, net = len(data.shape) == 3, config["net"]
+    if net["name"] == "unet":
         if not is_image:
             raise ConfigError(
                 f"config.net.name is 'unet', which needs images, but {data.name} has shape {data.shape}; use 'mlp'"
             )
-        if not config.net.multipliers:
+        if not net["multipliers"]:
             raise ConfigError("config.net.multipliers is (); it needs one number per level")
         try:
-            check_image_size(*data.shape[:2], config.net.multipliers)
+            check_image_size(*data.shape[:2], net["multipliers"])
         except ValueError as error:
             raise ConfigError(f"config.net.multipliers: {error}") from error
-    if config.net.name == "mlp" and is_image:
+    if net["name"] == "mlp" and is_image:
         raise ConfigError(
             f"config.net.name is 'mlp', which needs vectors, but {data.name} has images; use 'unet'"
         )

@@ -20,7 +20,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from score_jax import build, workdir
-from score_jax.build import ConfigError
+from score_jax.build import Config, ConfigError
 
 PREFIX = "--config."
 
@@ -81,7 +81,7 @@ def use_compilation_cache():
         jax.config.update("jax_compilation_cache_dir", str(cache / "score_jax" / "xla"))
 
 
-def load_config(path: str, overrides: list[str]) -> ConfigDict:
+def load_config(path: str, overrides: list[str]) -> Config:
     """The resolved config of a file with overrides applied.
 
     Args:
@@ -109,10 +109,10 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
         raise ConfigError(
             f"config file {path} must define get_config(), which returns an ml_collections.ConfigDict"
         )
-    return override(config, overrides)
+    return override(config.to_dict(), overrides)
 
 
-def load_run(folder: Path, overrides: list[str], section: str) -> ConfigDict:
+def load_run(folder: Path, overrides: list[str], section: str) -> Config:
     """The config that a run's folder holds, with overrides of what is not fixed by the run.
 
     Those are one section, and where the data are.
@@ -138,19 +138,19 @@ def load_run(folder: Path, overrides: list[str], section: str) -> ConfigDict:
     return override(saved, overrides)
 
 
-def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+def override(config: Config, overrides: list[str]) -> Config:
     """The resolved config after overrides "--config.a.b=value".
 
     An override of a section's name drops the options that the file gave to the other constructor.
     """
     parsed = [_parse(item) for item in overrides]
-    tree = config.to_dict()
+    tree = dict(config)
     for section, option, text in parsed:
         options = tree.get(section, {})
         if option == "name" and isinstance(options, dict) and options.get("name") != text:
             tree[section] = {"name": text}
     # now the defaults are there too: an option's value tells how to read its override
-    tree = build.resolve_dict(tree)
+    tree = build.resolve(tree)
     for section, option, text in parsed:
         old = tree.get(section)
         if option:
@@ -159,7 +159,7 @@ def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
             tree[section] = options | {option: _value(where, text, options.get(option))}
         else:
             tree[section] = _value(f"config.{section}", text, old)
-    return ConfigDict(build.resolve_dict(tree))
+    return build.resolve(tree)
 
 
 def _parse(item: str) -> tuple[str, str, str]:

@@ -118,11 +118,11 @@ def _drop_after(path: Path, step: int):
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:
             if not line.endswith("\n") or json.loads(line)["step"] > step:
                 break
-        except json.JSONDecodeError:
+        except (ValueError, TypeError, KeyError):
             break
         kept.append(line)
     write_text(path, "".join(kept))

@@ -11,14 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from score_jax.files import write_text
 
 PACKAGES = "score_jax", "jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy"
 
 
-def claim(workdir: Path, config: ConfigDict, *, allow_change: bool = False):
+def claim(workdir: Path, config: dict, *, allow_change: bool = False):
     """Makes the folder, or checks that the run in it is of this config.
 
     Raises:
@@ -34,7 +32,7 @@ def claim(workdir: Path, config: ConfigDict, *, allow_change: bool = False):
         ) from error
     path = workdir / "config.json"
     if path.exists() and not allow_change:
-        old, new = _flat(_read(path)), _flat(json.loads(config.to_json()))
+        old, new = _flat(_read(path)), _flat(json.loads(json.dumps(config)))
         changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if changed:
             key = changed[0]
@@ -45,7 +43,7 @@ def claim(workdir: Path, config: ConfigDict, *, allow_change: bool = False):
             )
 
 
-def record(workdir: Path, config: ConfigDict):
+def record(workdir: Path, config: dict):
     """Writes the config, the command and the versions of the packages into a claimed folder.
 
     Call it once the run's checkpoint is known to fit the config: what is here says what the
@@ -57,10 +55,10 @@ def record(workdir: Path, config: ConfigDict):
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
-    write_text(workdir / "config.json", json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+    write_text(workdir / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def load_config(workdir: Path) -> ConfigDict:
+def load_config(workdir: Path) -> dict:
     """The resolved config of the run in a folder.
 
     Raises:
@@ -71,7 +69,7 @@ def load_config(workdir: Path) -> ConfigDict:
         raise FileNotFoundError(
             f"no run in {workdir}: config.json is missing; train one with scripts/train.py --workdir={workdir}"
         )
-    return ConfigDict(_tuples(_read(path)))
+    return _tuples(_read(path))
 
 
 def _read(path: Path) -> dict:

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from ml_collections import ConfigDict
 from test_train import TINY
 
 from score_jax import build, likelihood, run, train
@@ -16,7 +15,7 @@ PLATFORMS = ["cuda", "tpu"]
 
 @pytest.fixture(scope="module")
 def experiment():
-    return build.experiment(build.resolve(ConfigDict(TINY)))
+    return build.experiment(build.resolve(TINY))
 
 
 def abstract_params(experiment):

@@ -80,7 +80,11 @@ def run(home):
 
 def test_training_leaves_config_provenance_metrics_and_the_newest_checkpoints(run):
     config = workdir.load_config(run)
-    assert (config.optim.warmup, config.optim.lr, config.net.multipliers) == (2, 2e-4, (1,))
+    assert (config["optim"]["warmup"], config["optim"]["lr"], config["net"]["multipliers"]) == (
+        2,
+        2e-4,
+        (1,),
+    )
     provenance = json.loads((run / "run.json").read_text())
     assert provenance["command"].endswith("train.py --config=tiny.py --config.optim.warmup=2")
     assert "jax" in provenance["packages"]

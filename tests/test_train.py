@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
 from score_jax import build, parallel, run, train
 from score_jax.data.base import Split
@@ -42,7 +41,7 @@ TINY = dict(
 
 @pytest.fixture(scope="session")
 def tiny():
-    return build.experiment(build.resolve(ConfigDict(TINY)))
+    return build.experiment(build.resolve(TINY))
 
 
 def fit(folder, experiment, **options):
@@ -203,8 +202,7 @@ def train_only(folder, experiment, checkpoints):
 
 
 def test_a_checkpoint_of_another_network_is_refused_by_name(tiny, uninterrupted):
-    wider = ConfigDict(TINY)
-    wider.net.channels = 16
+    wider = TINY | {"net": TINY["net"] | {"channels": 16}}
     other = build.experiment(build.resolve(wider))
     checkpoints = run.checkpoints_of(uninterrupted.folder, other)
     with pytest.raises(ValueError, match="does not fit this config: .*conv_in.*use the config"):

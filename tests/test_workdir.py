@@ -5,7 +5,6 @@ import json
 import sys
 
 import pytest
-from ml_collections import ConfigDict
 
 from score_jax import workdir
 
@@ -13,25 +12,26 @@ CONFIG = dict(seed=3, optim=dict(lr=1e-3, clip=1.0), eval=dict(n_steps=None), ne
 
 
 def changed(**optim):
-    return ConfigDict(CONFIG | {"optim": CONFIG["optim"] | optim})
+    return CONFIG | {"optim": CONFIG["optim"] | optim}
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder that CONFIG has claimed."""
-    workdir.claim(tmp_path / "runs" / "one", ConfigDict(CONFIG))
-    workdir.record(tmp_path / "runs" / "one", ConfigDict(CONFIG))
+    workdir.claim(tmp_path / "runs" / "one", CONFIG)
+    workdir.record(tmp_path / "runs" / "one", CONFIG)
     return tmp_path / "runs" / "one"
 
 
 def test_a_saved_config_comes_back_equal_with_its_tuples_and_none(folder):
     back = workdir.load_config(folder)
-    assert back.to_dict() == CONFIG
-    assert type(back.net.ema) is tuple and back.eval.n_steps is None and type(back.seed) is int
+    assert back == CONFIG
+    assert type(back["net"]["ema"]) is tuple and back["eval"]["n_steps"] is None
+    assert type(back["seed"]) is int
 
 
 def test_the_same_config_claims_its_folder_again(folder):
-    workdir.claim(folder, ConfigDict(CONFIG))
+    workdir.claim(folder, CONFIG)
 
 
 def test_another_config_is_refused_by_the_option_that_differs(folder):
@@ -47,14 +47,14 @@ def test_another_config_is_refused_by_the_option_that_differs(folder):
 
 def test_a_change_that_is_allowed_is_written_once_the_checkpoint_is_known_to_fit(folder):
     workdir.claim(folder, changed(lr=0.5), allow_change=True)
-    assert workdir.load_config(folder).to_dict() == CONFIG
+    assert workdir.load_config(folder) == CONFIG
     workdir.record(folder, changed(lr=0.5))
-    assert workdir.load_config(folder).optim.lr == 0.5
+    assert workdir.load_config(folder)["optim"]["lr"] == 0.5
 
 
 def test_the_command_and_the_versions_lie_beside_the_config(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--workdir=my run", "--config=a.py"])
-    workdir.record(tmp_path, ConfigDict(CONFIG))
+    workdir.record(tmp_path, CONFIG)
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["command"] == "scripts/train.py '--workdir=my run' --config=a.py"
     assert run["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -84,10 +84,10 @@ def test_a_damaged_config_is_named(folder, content):
     with pytest.raises(ValueError, match="config.json is damaged: .*; restore it or"):
         workdir.load_config(folder)
     with pytest.raises(ValueError, match="config.json is damaged: .*; restore it or"):
-        workdir.claim(folder, ConfigDict(CONFIG))
+        workdir.claim(folder, CONFIG)
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot write in .*file: File exists; give another"):
-        workdir.claim(tmp_path / "file", ConfigDict(CONFIG))
+        workdir.claim(tmp_path / "file", CONFIG)
