@@ -1,7 +1,7 @@
 """CIFAR-10 with DDPM's network, continuous time and likelihood weighting.
 
-Published for this network and SDE: 3.28 bits/dim with the standard weight (Song et al. 2021, arXiv 2011.13456,
-table 2, DDPM) and FID 3.17 (Ho et al. 2020, arXiv 2006.11239). Likelihood weighting trades samples for bits:
+Published for this network and SDE with the standard weight: 3.21 bits/dim (Song et al. 2021, arXiv
+2011.13456, table 2, "DDPM cont. (VP)"). Likelihood weighting trades samples for bits;
 `--config.loss.grid=uniform --config.loss.weight=simple` is the standard weight. 500,000 steps of 128 images; for
 GPUs or TPUs. Not yet run at full size.
 

@@ -1,6 +1,6 @@
 """Networks, called as net(x, c, label=None, *, keys=None) -> an array of x's shape.
 
-c [b] tells how noisy each x is, in the range of DDPM's step index, 0 to 1000. label [b] is a class,
+c [b] tells how noisy each x is (see `model.CONDITIONING`), 0 to 1000 at most. label [b] is a class,
 0 to n_classes - 1, or n_classes for "no class"; None is "no class" for all, and a network with
 n_classes = 0 ignores it. keys, one per example, switch dropout on.
 """
