@@ -1,4 +1,4 @@
-"""Fashion-MNIST under the sub-VP SDE, all else as in `vp_fashion_mnist`.
+"""Fashion-MNIST under the sub-VP SDE, all else as in `vp_fashion_mnist`. Not yet run to the end.
 
 python scripts/train.py --config=configs/subvp_fashion_mnist.py
 """

@@ -46,7 +46,12 @@ def train_step(step: Callable) -> Callable:
 
     `state` and `resident` are replicated, `batch` is sharded, `key` is the same for all.
     """
-    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=0)
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=0)
+    if jax.default_backend() != "cpu" or count() == 1:
+        return mapped
+    # virtual devices share one pool of threads: with a second step in flight, an all-reduce of the
+    # first may wait for ever for a device whose thread the second one holds
+    return lambda *args: jax.block_until_ready(mapped(*args))
 
 
 def example_index(n: int, axis_name: str | None) -> tuple[Array, int]:

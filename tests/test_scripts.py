@@ -238,3 +238,14 @@ def test_an_installed_package_is_whole_and_the_scripts_use_it(home, tmp_path):
     assert str(target / "score_jax" / "__init__.py") in err
     args = ["--config=configs/vp_digits.py", "--config.optim.lr=0"]
     assert "lr is 0.0" in call(home, "train", *args, code=2, PYTHONPATH=str(target))
+
+
+def test_more_devices_than_cores_do_not_wait_for_each_other_for_ever(home):
+    """Without waiting for each step, XLA's CPU client aborts within the first 300."""
+    args = ["--config=configs/vp_toy2d.py", "--workdir=runs/devices", "--config.train.steps=300"]
+    args += [
+        "--config.train.eval_images=4",
+        "--config.eval.elbo_times=1",
+        "--config.sample.n_steps=2",
+    ]
+    assert "finished at step 300" in call(home, "train", *args, devices=4)
