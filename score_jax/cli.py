@@ -48,11 +48,24 @@ def run(main: Callable[[list[str]], int], *, required: flags.FlagHolder):
             )
         if not required.value:
             raise ConfigError(f"--{required.name} is missing; --help lists the options")
+        _check_platform()
     use_compilation_cache()
     try:
         sys.exit(main(overrides))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _check_platform():
+    """Raises ConfigError if JAX finds none of the devices that it was told to use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.jax_platforms
+        raise ConfigError(
+            f"JAX cannot start the platform {platforms!r} ({str(error) or type(error).__name__}); "
+            "set JAX_PLATFORMS to one that this machine has, as JAX_PLATFORMS=cpu"
+        ) from error
 
 
 @contextlib.contextmanager

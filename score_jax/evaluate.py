@@ -17,7 +17,7 @@ from score_jax.types import Batch, Key, LossFn, Params
 
 
 class Estimate(NamedTuple):
-    """A mean over examples, its standard error, and what lies behind it."""
+    """A mean over n examples and its standard error."""
 
     mean: float
     stderr: float
@@ -61,7 +61,7 @@ def per_example(
 def ode_bits(
     model: Model, likelihood: Callable[..., Likelihood], levels: int | None
 ) -> Callable[..., dict[str, Array]]:
-    """For `per_example`: "bpd" by the probability-flow ODE, its "nfe", and "ok" where the solver failed.
+    """For `per_example`: "bpd" by the probability-flow ODE, its "nfe", and "ok" unless the solver failed.
 
     Bits per dimension of integer levels; of the density itself, in its own space, if levels is
     None.
@@ -77,7 +77,7 @@ def ode_bits(
 
 
 def elbo_bits(model: Model, levels: int | None, n_times: int) -> Callable[..., dict[str, Array]]:
-    """For `per_example`: the ELBO's three terms and their sum "elbo", in bits per dimension."""
+    """For `per_example`: minus the ELBO, "elbo", in bits per dimension."""
 
     def fn(keys, params, x, label):
         with jax.default_matmul_precision("float32"):

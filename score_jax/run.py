@@ -1,5 +1,6 @@
 """A run as a whole: trained in a folder, restored from it, evaluated and sampled from."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

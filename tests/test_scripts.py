@@ -249,3 +249,9 @@ def test_more_devices_than_cores_do_not_wait_for_each_other_for_ever(home):
         "--config.sample.n_steps=2",
     ]
     assert "finished at step 300" in call(home, "train", *args, devices=4)
+
+
+def test_a_platform_that_is_not_there_is_one_line(home):
+    args = ["--config=configs/vp_toy2d.py"]
+    err = call(home, "train", *args, code=2, JAX_PLATFORMS="tpu")
+    assert "JAX cannot start the platform 'tpu'" in err and err.count("\n") == 1
