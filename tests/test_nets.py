@@ -7,26 +7,36 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax import random
 
-from score_jax import shapes
+from score_jax import nets, shapes
 from score_jax.nets import MLP, UNet, check_image_size
-from score_jax.nets.blocks import dropout, n_groups
-from score_jax.nets.embed import sinusoidal
+from score_jax.nets.blocks import ResBlock, dropout, n_groups
+from score_jax.nets.embed import fourier, sinusoidal
+from score_jax.nets.resample import RESAMPLINGS
 
 N = 6
-UNET = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.5, n_classes=3)
+SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.5, n_classes=3)
+NCSNPP = nets.ncsnpp(**SMALL, progressive_output="output_skip")
+# network, event, largest c, and how many layers drop
 NETS = {
-    "unet": (UNET, (4, 4, 2)),
-    "mlp": (MLP(width=16, depth=2, dropout=0.5, n_classes=3), (5,)),
+    "unet": (UNet(**SMALL), (4, 4, 2), 1000.0, 8),
+    "ncsnpp": (NCSNPP, (4, 4, 2), 4.0, 10),
+    "mlp": (MLP(width=16, depth=2, dropout=0.5, n_classes=3), (5,), 1000.0, 2),
+}
+# of networks at initialisation, also those of NCSN++ that differ in name
+ZEROS = {
+    "unet": ["conv_out", "down_0_block_0/conv_1", "up_1_block_1/conv_1", "mid_attention/out"],
+    "ncsnpp": ["up_0_output/conv", "up_1_output/conv", "down_0_downsample/conv_1"],
+    "mlp": ["dense_out"],
 }
 
 
-@pytest.fixture(scope="module", params=NETS)
+@pytest.fixture(scope="module", params=["unet", "mlp"])
 def problem(request):
     """A network, apply(x, c, label, keys) with no parameter at zero, and inputs for it."""
-    net, event = NETS[request.param]
+    net, event, c_max, _ = NETS[request.param]
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((N, *event), dtype=np.float32))
-    c = jnp.linspace(0.0, 1000.0, N)
+    c = jnp.linspace(0.0, c_max, N)
     params = jax.tree.map(
         lambda p: rng.normal(p.ndim == 1, 0.3, p.shape).astype(np.float32),
         jax.eval_shape(net.init, random.key(0), x, c),
@@ -39,30 +49,26 @@ def problem(request):
     return net, apply, x, c
 
 
+def n_parameters(net, size=32):
+    x, c = jnp.zeros((1, size, size, 3)), jnp.zeros(1)
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(net.init, random.key(0), x, c)))
+
+
 def largest(difference):
     """Per example."""
     return np.max(np.abs(difference).reshape(len(difference), -1), axis=1)
 
 
-def test_ddpm_s_cifar10_network_has_35_746_307_parameters():
-    x, c = jnp.zeros((1, 32, 32, 3)), jnp.zeros(1)
-    params = jax.eval_shape(UNet().init, random.key(0), x, c)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 35_746_307
-
-
-def test_at_initialisation_the_output_and_what_residual_blocks_add_are_zero(problem):
-    net, _, x, c = problem
+@pytest.mark.parametrize("name", NETS)
+def test_at_initialisation_the_output_and_what_residual_blocks_add_are_zero(name):
+    net, event, _, _ = NETS[name]
     key = random.key(0, impl="rbg")  # compiles three times faster
-    out, params = jax.jit(net.init_with_output)(key, x, c)
+    out, params = jax.jit(net.init_with_output)(key, jnp.ones((1, *event)), jnp.ones(1))
     assert not np.any(out)
-    zeros = {path for path, p in flatten_dict(params["params"]).items() if not np.any(p)}
-    if isinstance(net, UNet):
-        assert {("conv_out", "kernel"), ("mid_attention", "out", "kernel")} < zeros
-        assert {
-            ("down_0_block_0", "conv_1", "kernel"),
-            ("up_1_block_1", "conv_1", "kernel"),
-        } < zeros
-        assert ("down_0_block_0", "conv_0", "kernel") not in zeros
+    flat = flatten_dict(params["params"], sep="/")
+    kernels = {path for path, p in flat.items() if path.endswith("/kernel") and not np.any(p)}
+    assert {name + "/kernel" for name in ZEROS[name]} <= kernels
+    assert not [path for path in kernels if "conv_0" in path or "dense_0" in path]
 
 
 def test_a_mask_depends_on_the_example_s_key_only(problem):
@@ -93,12 +99,14 @@ def test_dropout_keeps_the_mean_and_layers_are_independent():
         assert abs(np.mean(deviation)) < 4 * std / np.sqrt(deviation.size)
 
 
-def test_no_two_layers_share_a_mask(problem, monkeypatch):
-    net, _, x, c = problem
+@pytest.mark.parametrize("name", NETS)
+def test_no_two_layers_share_a_mask(name, monkeypatch):
+    net, event, _, n_layers = NETS[name]
+    x, c = jnp.zeros((N, *event)), jnp.zeros(N)
     layers = []
     monkeypatch.setattr(shapes, "fold_in", lambda keys, layer: layers.append(layer) or keys)
     jax.eval_shape(lambda key: net.init(key, x, c, keys=random.split(key, N)), random.key(0))
-    assert len(layers) == len(set(layers)) == (8 if isinstance(net, UNet) else 2)
+    assert len(layers) == len(set(layers)) == n_layers
 
 
 def test_without_keys_nothing_is_dropped(problem):
@@ -159,3 +167,152 @@ def test_an_image_that_cannot_be_halved_is_refused(size):
 )
 def test_groups_divide_the_channels_and_hold_four_or_more(channels, most, expected):
     assert n_groups(channels, most) == expected
+
+
+def test_ddpm_s_cifar10_network_has_35_746_307_parameters():
+    assert n_parameters(UNet()) == n_parameters(nets.ddpm()) == 35_746_307
+
+
+def conv(n_in, n_out, taps=9):
+    return taps * n_in * n_out + n_out
+
+
+def res_block(n_in, n_out, resized=False):
+    shortcut = conv(n_in, n_out, taps=1) if resized or n_in != n_out else 0
+    embedding = conv(512, n_out, taps=1)
+    return 2 * n_in + conv(n_in, n_out) + embedding + 2 * n_out + conv(n_out, n_out) + shortcut
+
+
+@pytest.mark.parametrize(
+    "net, blocks, frequencies, millions",
+    [
+        # rounded: later papers print 62M for DDPM++ and 107M for deep NCSN++
+        (nets.ddpmpp(), 4, 128, 62),
+        (nets.ddpmpp_deep(), 8, 128, 107),
+        (nets.ncsnpp(), 4, 256, 63),
+        (nets.ncsnpp(embedding="positional"), 4, 128, 63),
+        (nets.ncsnpp_deep(), 8, 256, 108),
+    ],
+)
+def test_the_networks_of_song_et_al_have_the_parameters_of_their_layout(
+    net, blocks, frequencies, millions
+):
+    attention = 2 * 256 + 4 * conv(256, 256, taps=1)
+    embedding = conv(frequencies, 512, taps=1) + conv(512, 512, taps=1)
+    low, high = res_block(128, 128), res_block(256, 256)
+    # a level is its blocks, then the block that takes it to the next size
+    down = (
+        (conv(3, 128) + blocks * low + res_block(128, 128, resized=True))
+        + (res_block(128, 256) + (blocks - 1) * high + blocks * attention)
+        + (2 * res_block(256, 256, resized=True) + 2 * blocks * high)
+    )
+    mid = 2 * high + attention
+    # the input of level 1 on the way down, last to come back there, has 128 channels
+    up = (
+        2 * (blocks + 1) * res_block(512, 256)
+        + (blocks * res_block(512, 256) + res_block(384, 256) + attention)
+        + 3 * res_block(256, 256, resized=True)
+        + (res_block(384, 128) + blocks * res_block(256, 128))
+        + (2 * 128 + conv(128, 3))
+    )
+    pyramid = conv(3, 128) + conv(128, 256) + conv(256, 256)
+    expected = embedding + down + mid + up
+    expected += pyramid if net.progressive_input == "residual" else 0
+    assert n_parameters(net) == expected
+    assert round(expected / 1e6) == millions
+
+
+def test_the_constructors_pass_on_what_they_are_given():
+    size = (16, (1, 1, 2), 1, (4,), 4, 0.3, 7)
+    for make in (nets.ddpm, nets.ncsnpp):
+        net = make(*size)
+        names = ("channels", "multipliers", "blocks", "attention", "groups", "dropout", "n_classes")
+        assert tuple(getattr(net, name) for name in names) == size
+    words = dict(
+        resampling="naive", progressive_input="input_skip", progressive_output="residual"
+    ) | dict(combine="cat", embedding="positional", fourier_scale=2.0)
+    net = nets.ncsnpp(**words)
+    assert {name: getattr(net, name) for name in words} == words
+    assert (net.block_type, net.skip_rescale, net.attention_up) == ("biggan", True, "last")
+
+
+def test_the_fourier_embedding_is_the_formula_at_frequencies_that_never_change():
+    # the first numbers of numpy's frozen generator at seed 0
+    w = 16 * np.array([1.764052345967664, 0.4001572083672233, 0.9787379841057392])
+    c = np.array([-1.3, 0.7])
+    expected = np.concatenate(
+        [np.sin(2 * np.pi * w * c[:, None]), np.cos(2 * np.pi * w * c[:, None])], 1
+    )
+    np.testing.assert_allclose(fourier(jnp.asarray(c, jnp.float32), 6), expected, atol=2e-4)
+    given = fourier(jnp.asarray(c, jnp.float32), 4, frequencies=(0.5, 2.0))
+    np.testing.assert_allclose(given[1], np.sin(np.pi * np.array([0.7, 2.8, 1.2, 3.3])), atol=1e-5)
+    half_scale = fourier(jnp.asarray(2 * c, jnp.float32), 6, scale=8.0)
+    np.testing.assert_allclose(half_scale, expected, atol=2e-4)
+
+
+def test_the_random_frequencies_have_the_given_scale():
+    # sin^2 of w c at small c is (2 pi w c)^2, of mean (2 pi 16 c)^2 and relative deviation sqrt(2 / n)
+    n, c = 10_000, 1e-5
+    sine = fourier(jnp.array([c]), 2 * n)[0, :n]
+    mean = np.mean(np.square(sine / (2 * np.pi * c)))
+    assert abs(mean / 16**2 - 1) < 4 * np.sqrt(2 / n)
+
+
+def test_the_random_frequencies_are_no_parameters_and_can_be_given():
+    x, c = jnp.zeros((1, 4, 4, 2)), jnp.zeros(1)
+    net = nets.ncsnpp(**SMALL)
+    variables = jax.eval_shape(net.init, random.key(0), x, c)
+    assert set(variables) == {"params"}
+    assert set(variables["params"]["embedding"]) == {"dense_0", "dense_1", "label"}
+    with pytest.raises(ValueError, match="^3 frequencies do not make 16 features; give 8"):
+        jax.eval_shape(net.clone(frequencies=(1.0, 2.0, 3.0)).init, random.key(0), x, c)
+
+
+def test_an_odd_width_of_the_fourier_embedding_is_refused():
+    with pytest.raises(ValueError, match="^7 features .*; choose an even width of at least 2$"):
+        fourier(jnp.zeros(1), 7)
+
+
+@pytest.mark.parametrize("option", nets.CHOICES)
+def test_an_unknown_word_is_refused_with_the_choices(option):
+    x, c = jnp.zeros((1, 4, 4, 2)), jnp.zeros(1)
+    message = f"^{option} is 'sideways'; choose from {', '.join(nets.CHOICES[option])}(\n|$)"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(UNet(**SMALL, **{option: "sideways"}).init, random.key(0), x, c)
+
+
+def test_concatenation_without_an_input_skip_is_refused():
+    x, c = jnp.zeros((1, 4, 4, 2)), jnp.zeros(1)
+    message = (
+        "^combine 'cat' .* 'residual'; set progressive_input to 'input_skip', or combine to 'sum'"
+    )
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(nets.ncsnpp(**SMALL, combine="cat").init, random.key(0), x, c)
+
+
+@pytest.mark.parametrize("name", RESAMPLINGS)
+@pytest.mark.parametrize("way", ["down", "up"])
+def test_a_biggan_block_starts_as_a_linear_map_of_the_resampled_image(name, way):
+    x = random.normal(random.key(0), (2, 4, 6, 8))
+    resample = getattr(RESAMPLINGS[name], way)
+    block = ResBlock(8, 32, 0.0, 0, rescale=True, resample=resample)
+    params = block.init(random.key(1), x, jnp.ones((2, 5)))
+    shortcut = params["params"]["shortcut"]
+    expected = resample(x) @ shortcut["kernel"] + shortcut["bias"]
+    np.testing.assert_allclose(
+        block.apply(params, x, jnp.ones((2, 5))), expected / np.sqrt(2), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("event", [(), (6,), (3, 2), (2, 1, 3)])
+def test_the_mlp_takes_an_event_of_any_shape_as_the_vector_of_its_elements(event):
+    net = MLP(width=8, depth=1)
+    rng = np.random.default_rng(0)
+    x, c = jnp.asarray(rng.standard_normal((2, *event), dtype=np.float32)), jnp.ones(2)
+    params = jax.tree.map(
+        lambda p: rng.normal(0.0, 0.3, p.shape).astype(np.float32),
+        jax.eval_shape(net.init, random.key(0), x, c),
+    )
+    out = net.apply(params, x, c)
+    assert out.shape == x.shape and np.any(out)
+    np.testing.assert_array_equal(net.apply(params, x.reshape(2, -1), c), out.reshape(2, -1))

@@ -32,37 +32,34 @@ RENAMES = [
     (r"^(down|up)_(\d)_block_(\d)", r"\1_blocks.\2.resnets.\3"),
     (r"^(down|up)_(\d)_attention_(\d)", r"\1_blocks.\2.attentions.\3"),
     (r"^(down|up)_(\d)_(down|up)sample", r"\1_blocks.\2.\1samplers.0"),
-    (
-        r"^up_blocks\.(\d)",
-        lambda match: f"up_blocks.{3 - int(match[1])}",
-    ),  # from the lowest level on
     (r"^mid_block_(\d)", r"mid_block.resnets.\1"),
     (r"^mid_attention", "mid_block.attentions.0"),
     (r"^norm_out", "conv_norm_out"),
     (r"(attentions\.\d)\.norm", r"\1.group_norm"),
     (r"(attentions\.\d)\.(query|key|value)", lambda m: f"{m[1]}.to_{m[2][0]}"),
     (r"(attentions\.\d)\.out", r"\1.to_out.0"),
-    (r"(resnets\.\d)\.norm_0", r"\1.norm1"),
-    (r"(resnets\.\d)\.norm_1", r"\1.norm2"),
-    (r"(resnets\.\d)\.conv_0", r"\1.conv1"),
-    (r"(resnets\.\d)\.conv_1", r"\1.conv2"),
-    (r"(resnets\.\d)\.emb", r"\1.time_emb_proj"),
-    (r"(resnets\.\d)\.shortcut", r"\1.conv_shortcut"),
+    (r"(resnets\.\d|resnet_\w+)\.norm_0", r"\1.norm1"),
+    (r"(resnets\.\d|resnet_\w+)\.norm_1", r"\1.norm2"),
+    (r"(resnets\.\d|resnet_\w+)\.conv_0", r"\1.conv1"),
+    (r"(resnets\.\d|resnet_\w+)\.conv_1", r"\1.conv2"),
+    (r"(resnets\.\d|resnet_\w+)\.emb", r"\1.time_emb_proj"),
+    (r"(resnets\.\d|resnet_\w+)\.shortcut", r"\1.conv_shortcut"),
     (r"(kernel|scale)$", "weight"),
 ]
 
 
-def diffusers_name(path):
+def diffusers_name(path, last, renames=RENAMES):
+    """`last` is the lowest level: diffusers counts from it on the way up."""
     name = ".".join(path)
-    for pattern, replacement in RENAMES:
+    for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
-    return name
+    return re.sub(r"^up_blocks\.(\d)", lambda m: f"up_blocks.{last - int(m[1])}", name)
 
 
-def problem(net):
+def problem(net, size=32):
     """Random weights everywhere, also where training starts from zero or one, and inputs."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 32, 32, 3), dtype=np.float32)
+    x = rng.standard_normal((2, size, size, 3), dtype=np.float32)
     c = np.array([3.0, 870.0], np.float32)
     shapes = flatten_dict(jax.eval_shape(net.init, jax.random.key(0), x, c)["params"])
     params = {}
@@ -82,8 +79,24 @@ def output(net, params, x, c):
     return np.asarray(jax.jit(net.apply)({"params": unflatten_dict(params)}, x, c))
 
 
+def in_diffusers(net, named, x, c):
+    """The output of a network of diffusers with these weights, by its names."""
+    import torch
+
+    state = net.state_dict()
+    assert set(named) == set(state)
+    for name, value in named.items():
+        # [h, w, in, out] -> [out, in, h, w], [in, out] -> [out, in] or, a shortcut, [out, in, 1, 1]
+        value = np.moveaxis(value, (-1, -2), (0, 1)) if value.ndim > 1 else value
+        state[name] = torch.from_numpy(value.copy()).reshape(state[name].shape)
+    net.load_state_dict(state, strict=True)
+    with torch.no_grad():
+        x, c = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(c)
+        return net.eval()(x, c).sample.numpy().transpose(0, 2, 3, 1)
+
+
 def diffusers_output(params, x, c, channels, groups):
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     net = diffusers.UNet2DModel(
         sample_size=32,
@@ -101,20 +114,8 @@ def diffusers_output(params, x, c, channels, groups):
         norm_eps=1e-6,
         norm_num_groups=groups,
     )
-    state = net.state_dict()
-    assert {diffusers_name(path) for path in params} == set(state)
-    for path, value in params.items():
-        name = diffusers_name(path)
-        # [h, w, in, out] -> [out, in, h, w], [in, out] -> [out, in] or, a shortcut, [out, in, 1, 1]
-        value = np.moveaxis(value, (-1, -2), (0, 1)) if value.ndim > 1 else value
-        state[name] = torch.from_numpy(value.copy()).reshape(state[name].shape)
-    net.load_state_dict(state, strict=True)
-    n_params = sum(p.numel() for p in net.parameters())
-    with torch.no_grad():
-        out = net.eval()(
-            torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(c)
-        ).sample
-    return out.numpy().transpose(0, 2, 3, 1), n_params
+    named = {diffusers_name(path, last=3): value for path, value in params.items()}
+    return in_diffusers(net, named, x, c), sum(p.numel() for p in net.parameters())
 
 
 def test_the_narrow_network_gives_the_stored_output_of_diffusers():

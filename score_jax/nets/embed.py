@@ -1,7 +1,10 @@
 """What the network is told besides x: the noise level c and the class."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -21,29 +24,54 @@ def sinusoidal(c: Float[Array, "b"], features: int) -> Float[Array, "b features"
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
 
 
+def fourier(
+    c: Float[Array, "b"],
+    features: int,
+    scale: float = 16.0,
+    frequencies: tuple[float, ...] | None = None,
+) -> Float[Array, "b features"]:
+    """[sin(2 pi w c), cos(2 pi w c)] for features / 2 frequencies w (Tancik et al. 2020, 2006.10739).
+
+    They are drawn from N(0, scale^2), the same in every program, unless `frequencies` gives them.
+    """
+    if features < 2 or features % 2:
+        raise ValueError(
+            f"{features} features cannot hold the sine and cosine of each frequency; "
+            "choose an even width of at least 2"
+        )
+    if frequencies is None:
+        # not a parameter: nothing may move it. This generator of numpy is frozen, so that a
+        # checkpoint meets the frequencies that it was trained with
+        frequencies = scale * np.random.RandomState(0).standard_normal(features // 2)
+    if len(frequencies) != features // 2:
+        raise ValueError(
+            f"{len(frequencies)} frequencies do not make {features} features; "
+            f"give {features // 2}, or None to draw them"
+        )
+    angle = 2 * math.pi * c[:, None] * jnp.asarray(frequencies, c.dtype)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+
+
 class Embedding(nn.Module):
-    """A learned function of the noise level (DDPM, Appendix B), plus a vector per class.
+    """A learned function of the encoded noise level (DDPM, appendix B), plus a vector per class.
 
     Attributes:
-      frequencies: the width of the sinusoidal embedding.
       features: the width of the result.
       n_classes: row n_classes of the table is "no class"; 0 means no table.
     """
 
-    frequencies: int
     features: int
     n_classes: int = 0
 
     @nn.compact
     def __call__(
-        self, c: Float[Array, "b"], label: Int[Array, "b"] | None = None
+        self, encoded: Float[Array, "b f"], label: Int[Array, "b"] | None = None
     ) -> Float[Array, "b {self.features}"]:
-        emb = sinusoidal(c, self.frequencies)
-        emb = nn.Dense(self.features, kernel_init=fan_avg, name="dense_0")(emb)
+        emb = nn.Dense(self.features, kernel_init=fan_avg, name="dense_0")(encoded)
         emb = nn.Dense(self.features, kernel_init=fan_avg, name="dense_1")(nn.swish(emb))
         if self.n_classes > 0:
             if label is None:
-                label = jnp.full(c.shape, self.n_classes)
+                label = jnp.full(encoded.shape[0], self.n_classes)
             # unit variance: the class has to be heard beside the noise level from the first step
             table_init = nn.initializers.normal(1.0)
             table = nn.Embed(
