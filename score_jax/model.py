@@ -26,7 +26,7 @@ class Model(NamedTuple):
 
 
 def _scaled_time(sde: SDE, t: Array) -> Array:
-    return 999.0 * t
+    return 999.0 * t / max(1.0, sde.t_max)
 
 
 def _log_snr_fraction(sde: SDE, t: Array) -> Array:
@@ -34,10 +34,19 @@ def _log_snr_fraction(sde: SDE, t: Array) -> Array:
     return 100.0 * (largest - log_snr(sde, t)) / (largest - smallest)
 
 
+def _log_sigma(sde: SDE, t: Array) -> Array:
+    return -0.5 * log_snr(sde, t)
+
+
 # what tells the network how noisy its input is. The range sets how fast the network can vary with
 # time: log-SNR at DDPM's range of 1000 cost the likelihood's adaptive solver 3.5 times the
 # evaluations of 100, for no better a fit
-CONDITIONING = {"t": _scaled_time, "log_snr": _log_snr_fraction}
+CONDITIONING = {
+    "t": _scaled_time,
+    "log_snr": _log_snr_fraction,
+    "log_sigma": _log_sigma,
+    "edm": lambda sde, t: 0.25 * _log_sigma(sde, t),
+}
 
 
 def denoiser(
@@ -53,9 +62,11 @@ def denoiser(
     Args:
       net: called as net(x, c, label, keys=keys).
       output: one of `predict.KINDS`.
-      conditioning: "t" (999 t, as in score_sde's VP models) or "log_snr" (the share of the log-SNR
-        range passed, times 100), which still tells apart the smallest noise levels, on which a
-        likelihood depends.
+      conditioning: one of CONDITIONING. "t" is 999 t, as in score_sde's VP models (999 t / t_max if
+        t_max is above 1); "log_snr" the share of the log-SNR range passed, times 100, which still
+        tells apart the smallest noise levels, on which a likelihood depends; "log_sigma" is
+        log(sigma / alpha), for the Fourier features of NCSN++ (Song et al. 2021, arXiv 2011.13456,
+        appendix H); "edm" a quarter of it (Karras et al. 2022, arXiv 2206.00364, table 1).
       sigma_data: if given, the network's input is x / sqrt(alpha^2 sigma_data^2 + sigma^2), of
         about unit scale; needed when sigma is large (VE). If None it is x.
     """

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -82,7 +83,8 @@ def ve(sigma_min: float = 1e-3, sigma_max: float = 50.0) -> SDE:
     """Variance-exploding SDE: alpha = 1, sigma geometric in t (Song et al. 2021, arXiv 2011.13456, appendix C).
 
     sigma(t) = sigma_min (sigma_max / sigma_min)^t; the variance of the paper's eq. 29 is less by
-    sigma_min^2, so that it starts at 0.
+    sigma_min^2, so that it starts at 0. At t = (i - 1) / (N - 1), i = 1 ... N, these are the N noise
+    levels of SMLD, also known as NCSN (same appendix).
 
     Args:
       sigma_min, sigma_max: standard deviation of the noise at t = 0 and t = 1, in units of the
@@ -94,6 +96,105 @@ def ve(sigma_min: float = 1e-3, sigma_max: float = 50.0) -> SDE:
         sigma=lambda t: sigma_min * jnp.exp(rate * t),
         time_of_log_snr=lambda log_snr: (-0.5 * log_snr - math.log(sigma_min)) / rate,
         t_min=0.0,
+        t_max=1.0,
+    )
+
+
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> SDE:
+    """EDM's SDE: alpha = 1, sigma = t, so that time is the noise level (Karras et al. 2022, arXiv 2206.00364, table 1).
+
+    Args:
+      sigma_min, sigma_max: the ends t_min and t_max, in units of the data.
+    """
+    return SDE(
+        alpha=lambda t: jnp.ones_like(t),
+        sigma=lambda t: t,
+        time_of_log_snr=lambda log_snr: jnp.exp(-0.5 * log_snr),
+        t_min=sigma_min,
+        t_max=sigma_max,
+    )
+
+
+def cosine(s: float = 0.008, t_min: float = 2.5e-5, t_max: float = 0.999) -> SDE:
+    """Cosine schedule: alpha = cos(a) / cos(a_0), a = pi/2 (t + s) / (1 + s), variance preserving.
+
+    Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17, in continuous time.
+
+    Args:
+      s: offset that keeps the noise rate at t = 0 above zero.
+      t_min, t_max: the ends, inside (0, 1); log-SNR is infinite at 0 and at 1. The default t_max is
+        the last of 1000 steps but one, after which the paper clips its noise rate.
+    """
+    scale = 0.5 * math.pi / (1 + s)
+    sin_0, cos_0 = math.sin(scale * s), math.cos(scale * s)
+
+    # sin^2 a - sin^2 a_0 = sin(a - a_0) sin(a + a_0): 1 - alpha^2 loses all digits near t = 0
+    def sigma(t):
+        return jnp.sqrt(jnp.sin(scale * t) * jnp.sin(scale * (t + 2 * s))) / cos_0
+
+    # a - a_0 from its own sine and cosine: a itself is a_0 and little more near t = 0
+    def time(log_snr):
+        rise = cos_0**2 * jax.nn.sigmoid(-log_snr)
+        sin, cos = jnp.sqrt(sin_0**2 + rise), cos_0 * jnp.sqrt(jax.nn.sigmoid(log_snr))
+        return jnp.arctan2(rise / (sin * cos_0 + cos * sin_0), cos * cos_0 + sin * sin_0) / scale
+
+    return SDE(
+        alpha=lambda t: jnp.sin(scale * (1 - t)) / cos_0,  # the cosine, with its digits near t = 1
+        sigma=sigma,
+        time_of_log_snr=time,
+        t_min=t_min,
+        t_max=t_max,
+    )
+
+
+def ddpm(
+    beta_min: float = 1e-4, beta_max: float = 0.02, n_betas: int = 1000, t_min: float = 1e-5
+) -> SDE:
+    """DDPM's schedule (Ho et al. 2020, arXiv 2006.11239, section 4): n_betas betas, linear from beta_min to beta_max.
+
+    Its step i is here at t = i / n_betas; see `of_betas`.
+
+    Args:
+      beta_min, beta_max: the first and the last beta, a variance per step, inside (0, 1).
+      n_betas: number of steps.
+      t_min: as in `vp`. With 1 / n_betas, n_betas - 1 steps of the uniform grid, and denoising at
+        the end, `ancestral` sampling is DDPM's algorithm 2.
+    """
+    return of_betas(np.linspace(beta_min, beta_max, n_betas), t_min=t_min)
+
+
+def of_betas(betas, t_min: float = 1e-5) -> SDE:
+    """The variance-preserving SDE with alpha(i / n)^2 = (1 - betas[0]) ... (1 - betas[i - 1]), exactly, for all i.
+
+    In between the noise rate is constant: log alpha is piecewise linear.
+
+    Args:
+      betas: [n], variances per step, inside (0, 1).
+      t_min: smallest time; sigma(t_min) is about sqrt(n betas[0] t_min).
+    """
+    betas = np.asarray(betas, np.float64)
+    n = len(betas)
+    # -log alpha^2 over each step, and at the start of each step
+    rises = -np.log1p(-betas)
+    starts = np.cumsum(rises) - rises
+
+    def integral(t):
+        i = jnp.clip((n * t).astype(int), 0, n - 1)
+        return jnp.asarray(starts, t.dtype)[i] + jnp.asarray(rises, t.dtype)[i] * (n * t - i)
+
+    def time(log_snr):
+        value = jax.nn.softplus(-log_snr)
+        knots = jnp.asarray(starts, value.dtype)
+        # compare_all: a search would be a loop inside the solver's
+        i = jnp.searchsorted(knots, value, method="compare_all") - 1
+        i = jnp.clip(i, 0, n - 1)
+        return (i + (value - knots[i]) / jnp.asarray(rises, value.dtype)[i]) / n
+
+    return SDE(
+        alpha=lambda t: jnp.exp(-0.5 * integral(t)),
+        sigma=lambda t: jnp.sqrt(-jnp.expm1(-integral(t))),
+        time_of_log_snr=time,
+        t_min=t_min,
         t_max=1.0,
     )
 

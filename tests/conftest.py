@@ -15,7 +15,15 @@ from score_jax import sde as sdes
 jax.config.update("jax_num_cpu_devices", 4)
 cli.use_compilation_cache()
 
-SDES = {"vp": sdes.vp, "sub_vp": sdes.sub_vp, "ve": sdes.ve, "linear": sdes.linear}
+SDES = {
+    "vp": sdes.vp,
+    "sub_vp": sdes.sub_vp,
+    "ve": sdes.ve,
+    "edm": sdes.edm,
+    "cosine": sdes.cosine,
+    "ddpm": sdes.ddpm,
+    "linear": sdes.linear,
+}
 
 
 @pytest.fixture

@@ -4,11 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import SDES, coefficients
+from scipy.stats import truncnorm
 
 from score_jax import grids
 from score_jax import sde as sdes
 
-GRIDS = {"uniform": grids.uniform, "log_snr": grids.log_snr, "power": grids.power}
+GRIDS = {
+    "uniform": grids.uniform,
+    "log_snr": grids.log_snr,
+    "power": grids.power,
+    "log_normal": grids.log_normal,
+}
 N = 4000
 MIDPOINTS = (np.arange(N) + 0.5) / N
 
@@ -24,11 +31,71 @@ def test_a_grid_falls_from_t_max_to_t_min(x64, sde, make):
     assert np.all(np.diff(t) < 0)
 
 
+@pytest.mark.parametrize("make", [grids.uniform, grids.log_snr, grids.power])
 def test_the_integral_over_time_is_the_mean_under_the_grid_over_its_density(x64, sde, make):
-    """With h = 3 t^2, whose integral is t_max^3 - t_min^3; the midpoint rule in u is of order 2."""
+    """With h = 3 t^2, whose integral is t_max^3 - t_min^3; the midpoint rule in u is of order 2.
+
+    Not for log_normal, which all but never comes near the ends.
+    """
     t, dt_du = grids.time_and_rate(make(sde), jnp.asarray(MIDPOINTS))
     found = jnp.mean(3 * t**2 * -dt_du)
     np.testing.assert_allclose(found, sde.t_max**3 - sde.t_min**3, rtol=1e-4)
+
+
+def log_sigma(sde, t):
+    alpha, sigma = np.array(coefficients(sde, t)).T
+    return np.log(sigma / alpha)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"), [("edm", 0.5, 2.0), *((name, -1.2, 1.2) for name in SDES)]
+)
+def test_log_normal_times_have_a_normal_log_sigma_cut_off_at_the_ends(x64, name, mean, std):
+    """The share 1 - u of times is below grid(u): its normal probability between the ends, over that of both."""
+    sde, u = SDES[name](), np.linspace(0, 1, 201)
+    found = log_sigma(sde, grids.log_normal(sde, mean, std)(jnp.asarray(u)))
+    low, high = log_sigma(sde, [sde.t_min, sde.t_max])
+    law = truncnorm((low - mean) / std, (high - mean) / std, mean, std)
+    # by the tail that has digits to compare
+    np.testing.assert_allclose(law.cdf(found)[100:], 1 - u[100:], rtol=1e-8, atol=1e-14)
+    np.testing.assert_allclose(law.sf(found)[:100], u[:100], rtol=1e-8, atol=1e-14)
+
+
+def test_edms_training_times_have_mean_minus_1_2_and_std_1_2_in_log_sigma(x64):
+    """Table 1 of arXiv 2206.00364; the ends, 4.2 and 4.7 std away, take less than 0.1 % from the std."""
+    log_t = np.log(grids.log_normal(sdes.edm())(jnp.asarray(MIDPOINTS)))
+    np.testing.assert_allclose([log_t.mean(), log_t.std()], [-1.2, 1.2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["edm", "linear", "ddpm"])
+def test_log_normal_keeps_float32_digits_in_both_tails(name):
+    """Against float64 at the same u: log sigma within the roundings of log-SNR and of t."""
+    sde = SDES[name]()
+    u = np.concatenate([np.geomspace(1e-7, 0.1, 50), 1 - np.geomspace(1e-7, 0.9, 50), [0.0, 1.0]])
+    u = u.astype(np.float32)
+    found = grids.log_normal(sde)(jnp.asarray(u))
+    assert found.dtype == jnp.float32
+    with jax.enable_x64(True):
+        sde = SDES[name]()
+        true = grids.log_normal(sde)(jnp.asarray(u, jnp.float64))
+        rate = np.abs(sdes.log_snr_rate(sde, true))
+    rounding = 2e-5 + rate * np.spacing(np.asarray(true, np.float32))
+    assert np.all(np.abs(found - np.asarray(true)) * rate < rounding)
+
+
+def test_the_rate_of_a_log_normal_grid_is_its_slope(x64, sde):
+    """Central differences, off DDPM's kinks and on both sides of where the tails meet."""
+    grid, h = grids.log_normal(sde), 1e-7
+    u = jnp.array([1e-3, 0.0437, 0.31, 0.5, 0.77, 0.957, 0.999])
+    t, dt_du = grids.time_and_rate(grid, u)
+    np.testing.assert_allclose(t, grid(u), rtol=1e-12)
+    np.testing.assert_allclose(dt_du, (grid(u + h) - grid(u - h)) / (2 * h), rtol=1e-5)
+
+
+def test_the_uniform_grid_ends_at_t_min_in_float32(sde):
+    np.testing.assert_array_equal(
+        grids.uniform(sde)(jnp.array([0.0, 1.0])), np.float32([sde.t_max, sde.t_min])
+    )
 
 
 def test_the_log_snr_grid_spends_equal_log_snr_on_equal_u(x64, sde):

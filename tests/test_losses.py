@@ -75,6 +75,9 @@ COARSE = {
     "sub_vp": lambda: sdes.sub_vp(t_min=5e-2),
     "ve": lambda: sdes.ve(1e-2, 50.0),
     "linear": lambda: sdes.linear(2e-2, 0.98),
+    "edm": lambda: sdes.edm(5e-2, 5.0),
+    "cosine": lambda: sdes.cosine(t_min=1e-2, t_max=0.99),
+    "ddpm": lambda: sdes.ddpm(t_min=1e-2),
 }
 
 

@@ -54,6 +54,25 @@ def test_the_time_conditioning_is_999_t():
     np.testing.assert_allclose(found, [0.0, 0.999, 499.5, 999.0], rtol=1e-6)
 
 
+def test_the_time_conditioning_has_the_same_range_where_time_goes_beyond_one():
+    found = noise_level(sdes.edm(sigma_max=80.0), jnp.array([0.8, 40.0, 80.0]), conditioning="t")
+    np.testing.assert_allclose(found, [9.99, 499.5, 999.0], rtol=1e-6)
+    within_one = noise_level(sdes.linear(t_max=0.9), jnp.array([0.5, 0.9]), conditioning="t")
+    np.testing.assert_allclose(within_one, [499.5, 899.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_log_sigma_conditioning_is_of_the_ratio_and_edms_is_a_quarter_of_it(name, x64):
+    """NCSN++ embeds log sigma under VE; c_noise = log(sigma) / 4 in EDM, table 1, at sigma / alpha."""
+    sde = SDES[name]()
+    t = jnp.linspace(sde.t_min, sde.t_max, 9)
+    log_sigma = [np.log(sigma / alpha) for alpha, sigma in coefficients(sde, t)]
+    found = noise_level(sde, t, conditioning="log_sigma")
+    np.testing.assert_allclose(found, log_sigma, rtol=1e-9, atol=1e-9)
+    found = noise_level(sde, t, conditioning="edm")
+    np.testing.assert_allclose(found, np.divide(log_sigma, 4), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("sigma_data", [0.5, 2.0])
 def test_data_of_the_given_std_reach_the_network_with_unit_variance_at_every_time(
