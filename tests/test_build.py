@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from score_jax import build, cli, workdir
+from score_jax import build, cli, train, workdir
 from score_jax.build import ConfigError
 from score_jax.data.base import DataSet, Split
 
@@ -68,7 +69,7 @@ def test_every_constructor_resolves_to_its_own_defaults(section, name, construct
         assert value == default or choices[value] is default, option
     # jax keys, models and schedules come from the program, not from the config
     left = {k for k, p in parameters.items() if p.default is not p.empty} - options.keys()
-    assert left <= {"n_classes", "name", "parent"}
+    assert left <= {"n_classes", "name", "parent", "frequencies", "dtype", "remat"}
 
 
 def is_number(annotation):
@@ -83,8 +84,7 @@ def test_every_number_of_a_config_has_one_rule(section, name, constructor):
     for option in resolve(**{section: {"name": name} if name else {}})[section]:
         annotation = inspect.signature(constructor).parameters.get(option)
         if annotation is not None and is_number(annotation.annotation):
-            names = {option, f"{name}.{option}"}
-            rules = [words for words, _, options in build.RULES if names & options]
+            rules = [words for words, _ in build.rules(name, option)]
             assert len(rules) == 1, f"{option} has the rules {rules}"
 
 
@@ -120,26 +120,37 @@ def test_the_values_of_a_config_reach_what_it_names():
     assert (experiment.eval.grid, experiment.eval.n_steps) == (build.grids.uniform, 3)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_builds_its_model(path, monkeypatch):
-    """Whatever data they need: a data set that is not here is replaced by one image of its size."""
-    sizes = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
+SIZES = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1), "folder": (256, 256, 3)}
 
-    def one_image(name):
-        def make(**options):
-            pad = options.get("pad", 0)
-            height, width, channels = sizes[name]
-            x = np.zeros((1, height + 2 * pad, width + 2 * pad, channels), np.uint8)
-            return DataSet(name, *3 * [Split(x, np.zeros(1, np.int32))], 256, 10)
 
-        make.__signature__ = inspect.signature(build.SECTIONS["data"][name])
-        return make
+def images_of_zeros(name, shape):
+    """Stands for a data set that is not here, with two images of its shape."""
 
-    table = build.SECTIONS["data"] | {name: one_image(name) for name in sizes}
-    monkeypatch.setitem(build.SECTIONS, "data", table)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    config = cli.load_config(str(path), [])
-    experiment = build.experiment(config)
+    def make(**options):
+        split = Split(np.zeros((2, *shape), np.uint8), np.arange(2, dtype=np.int32))
+        return DataSet(name, split, split, split, 256, 10)
+
+    make.__signature__ = inspect.signature(build.SECTIONS["data"][name])
+    return make
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def experiment_of(request, monkeypatch):
+    """experiment_of(sizes, overrides) -> a config page's experiment; data sets in `sizes` are stood for."""
+
+    def make(sizes, overrides):
+        table = build.SECTIONS["data"]
+        stand_ins = {name: images_of_zeros(name, shape) for name, shape in sizes.items()}
+        monkeypatch.setitem(build.SECTIONS, "data", table | stand_ins)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        config = cli.load_config(str(request.param), [])
+        return build.experiment(build.resolve(overrides(config)))
+
+    return make
+
+
+def test_every_config_builds_its_model_at_published_width(experiment_of):
+    experiment = experiment_of(SIZES, lambda config: config)
     shape = experiment.data.shape
 
     def predict(key):
@@ -151,8 +162,58 @@ def test_every_config_builds_its_model(path, monkeypatch):
     assert prediction.x0.shape == prediction.eps.shape == (2, *shape)
 
 
+def narrow(config):
+    """The same kind of everything, at a width that compiles in seconds."""
+    net = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
+    narrower = config["net"] | {k: v for k, v in net.items() if k in config["net"]}
+    return config | dict(net=narrower, optim=config["optim"] | dict(warmup=0))
+
+
+def test_every_config_takes_a_step(experiment_of):
+    experiment = experiment_of({name: (8, 8, shape[2]) for name, shape in SIZES.items()}, narrow)
+    state = jax.eval_shape(
+        lambda key: train.init_state(
+            key,
+            experiment.model,
+            experiment.data.shape,
+            experiment.optimizer,
+            len(experiment.train.ema),
+        ),
+        jax.random.key(0),
+    )
+    # random weights: training starts from zeros, behind which gradients vanish
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: rng.normal(0, 0.1, p.shape).astype(p.dtype), state.params)
+    zeros = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), state)
+    state = zeros._replace(params=params, emas=(params,) * len(state.emas))
+    step = train.make_train_step(
+        experiment.loss,
+        train.prepare(experiment.data.levels, experiment.train.flip, experiment.labels),
+        experiment.optimizer,
+        experiment.train.ema,
+    )
+    data = Split(*(None if a is None else np.asarray(a[:2]) for a in experiment.data.train))
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    after, metrics = jax.jit(step, compiler_options=quick)(
+        state, data, np.arange(2), jax.random.key(0)
+    )
+    assert np.isfinite(metrics["loss"]) and metrics["loss"] > 0
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after.params, params)
+    # a bias of the keys shifts all logits of a query alike, which the softmax ignores
+    still = {path for path, m in flatten_dict(moved).items() if not m}
+    assert {path[-2:] for path in still} <= {("key", "bias")}
+    assert int(after.step) == 1
+
+
 def test_there_are_configs():
+    networks = ("ddpm", "ddpmpp", "ddpmpp_deep", "ncsnpp", "ncsnpp_deep")
     assert {path.stem for path in CONFIGS} >= {
+        f"{sde}_cifar10_{net}" for sde in ("vp", "ve", "subvp") for net in networks
+    } | {
+        "subvp_cifar10_scoreflow",
+        "edm_cifar10",
+        "flow_cifar10",
+        "ve_folder_256",
         "vp_digits",
         "vp_fashion_mnist",
         "subvp_fashion_mnist",
@@ -173,16 +234,25 @@ def test_every_config_comes_back_equal_from_a_folder(path, tmp_path, monkeypatch
     assert build.resolve(saved) == config
 
 
-@pytest.mark.parametrize("n, size", [(1, 7), (3, 6), (4, 8)])
-def test_a_batch_that_the_devices_can_share_passes(n, size, monkeypatch):
+@pytest.mark.parametrize("n, size, parts", [(1, 7, 1), (3, 6, 1), (4, 8, 2), (2, 12, 3)])
+def test_a_batch_that_the_devices_can_share_passes(n, size, parts, monkeypatch):
     monkeypatch.setattr(build.parallel, "count", lambda: n)
-    build.check_batch_size(size)
+    build.check_batch_size(size, parts)
 
 
-def test_a_batch_that_they_cannot_share_is_refused_with_the_next_that_they_can(monkeypatch):
+@pytest.mark.parametrize(
+    "parts, rule",
+    [
+        (1, "4 devices; set it to 8"),
+        (3, "4 devices times config.train.accumulate = 3; set it to 12"),
+    ],
+)
+def test_a_batch_that_they_cannot_share_is_refused_with_the_next_that_they_can(
+    parts, rule, monkeypatch
+):
     monkeypatch.setattr(build.parallel, "count", lambda: 4)
-    with pytest.raises(ConfigError, match="is 6, not divisible by the 4 devices; set it to 8"):
-        build.check_batch_size(6)
+    with pytest.raises(ConfigError, match=f"is 6, not divisible by the {rule}$"):
+        build.check_batch_size(6, parts)
 
 
 def test_a_run_is_evaluated_on_any_number_of_devices(monkeypatch):

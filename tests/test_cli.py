@@ -119,7 +119,7 @@ DIGITS_OVERRIDES = {
     "a whole section": ("optim=adam", "config.optim is a section", "'adam'", "config.optim.OPTION"),
     "unknown data": ("data.name=mnist", "config.data.name is 'mnist'", "fashion_mnist, cifar10"),
     "unknown sde": ("sde.name=VP", "config.sde.name is 'VP'", "vp, sub_vp, ve, linear"),
-    "unknown net": ("net.name=resnet", "config.net.name is 'resnet'", "unet, mlp"),
+    "unknown net": ("net.name=resnet", "config.net.name is 'resnet'", "ncsnpp_deep, mlp"),
     "unknown loss": ("loss.name=dsm", "config.loss.name is 'dsm'", "denoising"),
     "unknown optimizer": ("optim.name=adan", "config.optim.name is 'adan'", "mean adam?"),
     "unknown sampler": ("sample.name=ddpm", "config.sample.name is 'ddpm'", "mean ddim?", "reverse_sde"),
@@ -127,7 +127,7 @@ DIGITS_OVERRIDES = {
     "unknown weight": ("loss.weight=snr", "config.loss.weight is 'snr'", "simple, likelihood"),
     "unknown output": ("model.output=noise", "config.model.output is 'noise'", "eps"),
     "unknown conditioning": ("model.conditioning=sigma", "config.model.conditioning", "t, log_snr"),
-    "unknown decay": ("optim.decay=linear", "config.optim.decay is 'linear'", "constant, cosine"),
+    "unknown decay": ("optim.decay=step", "config.optim.decay is 'step'", "constant, linear, cosine"),
     "unknown trace": ("eval.trace=hutch", "config.eval.trace", "mean hutchinson?", "exact"),
     "solver of an SDE for an ODE": ("eval.solver=shark", "config.eval.solver is 'shark'", "tsit5"),
     "solver of an ODE for an SDE": (
@@ -186,7 +186,6 @@ DIGITS_OVERRIDES = {
     ),
     # combinations
     "vectors for the U-Net": ("data.name=toy2d", "config.net.name is 'unet'", "(2,)", "'mlp'"),
-    "images for the MLP": ("net.name=mlp", "config.net.name is 'mlp'", "digits", "'unet'"),
     "fixed-step solver without steps": ("eval.solver=euler", "'euler'", "set config.eval.n_steps"),
     "fixed-step solver without steps, to sample": (
         "sample.name=probability_flow --config.sample.solver=euler",
@@ -291,6 +290,22 @@ CONFIG_SECTIONS = {
     "number for a section": ("data=3", "config.data is a section, not 3"),
     "list for a name": ("data=dict(name=['digits'])", "config.data.name is ['digits']", "digits,"),
     "list for a choice": ("loss=dict(name='denoising', grid=[1])", "config.loss.grid is [1]", "log_snr"),
+    "sampler without a step": (
+        "sample=dict(name='predictor_corrector', predictor='none', corrector='none')",
+        "config.sample.predictor and corrector are both 'none'",
+        "set one of them",
+    ),
+    "solver on a density of training times": (
+        "eval=dict(grid='log_normal')", "config.eval.grid is 'log_normal'", "uniform, log_snr, power",
+    ),
+    "concatenation of nothing": (
+        "net=dict(name='ncsnpp', combine='cat', multipliers=(1, 1))",
+        "config.net.combine is 'cat'", "progressive_input='input_skip', not 'residual'", "set it to 'sum'",
+    ),
+    "vectors for a network of images": (
+        "data=dict(name='toy2d'), net=dict(name='ddpmpp')",
+        "config.net.name is 'ddpmpp', which needs images", "use 'mlp'",
+    ),
     "no levels": ("net=dict(name='unet', multipliers=())", "config.net.multipliers is ()", "per level"),
     "image that cannot be halved so often": (
         "net=dict(name='unet', multipliers=(1, 1, 1, 1, 1))",

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import pickle
 import struct
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.data.base import Split, hold_out, log_det, to_levels, to_model
+from score_jax.data.base import Rows, Split, hold_out, log_det, take, to_levels, to_model
 from score_jax.data.digits import digits
 from score_jax.data.fashion_mnist import fashion_mnist
 from score_jax.data.order import batch_indices
@@ -84,6 +85,61 @@ def test_holding_out_everything_is_refused(n):
         ValueError, match=f"n_validation = {n} .* the 100 training .*config.data.n_validation"
     ):
         hold_out(Split(np.zeros((100, 2), np.uint8), None), n)
+
+
+def memory_map(path, array):
+    np.save(path, array)
+    return np.load(path, mmap_mode="r")
+
+
+@pytest.mark.parametrize("n", [0, 7])
+def test_a_split_of_a_memory_map_is_rows_of_it(tmp_path, n):
+    x = np.arange(300, dtype=np.uint8).reshape(100, 3)
+    mapped = memory_map(tmp_path / "x.npy", x)
+    label = np.arange(100)
+    splits, plain = hold_out(Split(mapped, label), n), hold_out(Split(x, label), n)
+    odd = np.arange(100) % 2 == 1
+    splits += (take(splits[0], odd[: 100 - n]), take(splits[0], np.array([5, 2, 2])))
+    plain += (take(plain[0], odd[: 100 - n]), take(plain[0], np.array([5, 2, 2])))
+    for split, expected in zip(splits, plain, strict=True):
+        assert split.x.array is mapped and type(expected.x) is np.ndarray
+        np.testing.assert_array_equal(split.x[:], expected.x)
+        np.testing.assert_array_equal(split.label, expected.label)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [0, -1, slice(1, 3), slice(None, None, -1), np.array([3, 0, 0]), np.arange(4) > 1, [1, 2]],
+    ids=str,
+)
+def test_rows_are_indexed_like_the_array_they_stand_for(tmp_path, key):
+    x = np.arange(60, dtype=np.uint8).reshape(10, 2, 3)
+    index = np.array([7, 1, 1, 4])
+    rows, array = Rows(memory_map(tmp_path / "x.npy", x), index), x[index]
+    assert type(rows[key]) is np.ndarray
+    np.testing.assert_array_equal(rows[key], array[key])
+    rows[key][...] = 0  # a copy: the file is read-only
+    assert (rows.shape, rows.dtype, rows.nbytes, rows.ndim, len(rows)) == (
+        array.shape,
+        array.dtype,
+        array.nbytes,
+        array.ndim,
+        len(array),
+    )
+    np.testing.assert_array_equal(np.asarray(rows), array)
+    assert jax.tree.leaves((rows, None)) == [rows]
+
+
+@pytest.mark.parametrize("order", "CF")
+def test_rows_of_a_memory_map_are_sent_to_another_process_as_its_path(tmp_path, order):
+    x = np.arange(120_000, dtype=np.float32).reshape(300, 400, order=order)
+    mapped, index = memory_map(tmp_path / "x.npy", x), np.array([299, 3, 5])
+    content = pickle.dumps(Rows(mapped, index))
+    assert len(content) < 2000
+    np.testing.assert_array_equal(pickle.loads(content)[:], x[index])
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(Rows(mapped[100:], index[1:])))[:], x[[103, 105]]
+    )
 
 
 # order

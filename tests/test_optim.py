@@ -47,6 +47,11 @@ def test_the_cosine_falls_from_the_warm_up_to_zero_at_the_last_step():
     np.testing.assert_allclose(found[10:], 0, atol=1e-7)
 
 
+def test_the_line_falls_from_the_warm_up_to_zero_at_the_last_step():
+    found = rates(12, steps=10, lr=0.4, warmup=2, decay="linear")
+    np.testing.assert_allclose(found[2:], 0.4 * np.maximum(1 - np.arange(10) / 8, 0), atol=1e-5)
+
+
 def test_a_run_shorter_than_the_warm_up_only_warms_up():
     found = rates(3, steps=3, lr=0.4, warmup=8, decay="cosine")
     np.testing.assert_allclose(found, [0.05, 0.1, 0.15], rtol=1e-4)

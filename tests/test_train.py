@@ -160,6 +160,102 @@ def test_a_step_of_gradient_descent_and_its_averages_are_those_computed_by_hand(
     np.testing.assert_allclose(state.emas[1], 0.1 * 1.0 + 0.9 * 1.4, rtol=1e-6)
 
 
+TOY = dict(
+    data=dict(name="toy2d", shape="gaussians", n=1000),
+    sde=dict(name="vp"),
+    net=dict(name="mlp", width=16, depth=2, dropout=0.3),
+    model=dict(class_conditional=True),
+    loss=dict(name="denoising"),
+    optim=dict(name="adam"),
+    sample=dict(name="ddim"),
+)
+
+
+def toy(**options):
+    return build.experiment(build.resolve(TOY | dict(train=options)))
+
+
+def gradient(experiment, parts=1, n=16):
+    """(loss, (metrics, loss_state)) and the gradient at parameters away from zero, dropout on."""
+    state = train.init_state(jax.random.key(0), experiment.model, (2,), experiment.optimizer, 0)
+    params = jax.tree.map(lambda p: p + 0.05, state.params)
+    data = jax.tree.map(jnp.asarray, experiment.data.train)
+    keys = jax.random.split(jax.random.key(1), n)
+    batch = train.prepare(None, False, True)(keys, jnp.arange(n) / n, data, jnp.arange(n))
+
+    def counting(key, params, loss_state, batch, step):
+        loss, (metrics, _) = experiment.loss(key, params, (), batch, step)
+        return loss, (metrics | {"first": batch.position[0]}, loss_state + 1)
+
+    fn = train.loss_and_grad(counting, parts)
+    return jax.jit(fn)(jax.random.key(2), params, 0, batch, 0)
+
+
+def relative_error(tree, exact):
+    """Of all leaves together, in the Euclidean norm."""
+    difference = jax.tree.map(lambda a, b: a - b, tree, exact)
+    return float(optax.global_norm(difference) / optax.global_norm(exact))
+
+
+def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole():
+    (loss, (metrics, count)), whole = gradient(toy())
+    assert (float(metrics["first"]), int(count)) == (0.0, 1)
+    (loss_4, (metrics, count)), parts = gradient(toy(), parts=4)
+    np.testing.assert_allclose(loss_4, loss, rtol=1e-6)
+    assert relative_error(parts, whole) < 1e-6
+    # metrics are means over the parts, and the loss's state goes from one to the next
+    assert (float(metrics["first"]), int(count)) == (np.mean([0, 4, 8, 12]) / 16, 4)
+
+
+def test_recomputed_activations_give_the_same_gradient():
+    assert relative_error(gradient(toy(remat=True))[1], gradient(toy())[1]) < 1e-6
+    args = (toy(remat=True).loss, toy().model.init(jax.random.key(0), (2,)))
+    assert "remat" in str(loss_jaxpr(*args)) and "remat" not in str(loss_jaxpr(toy().loss, args[1]))
+
+
+def test_bfloat16_keeps_float32_parameters_loss_and_gradient_within_its_rounding():
+    (loss, _), exact = gradient(toy())
+    (rounded, _), found = gradient(toy(compute="bfloat16"))
+    assert rounded.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(rounded, loss, rtol=1e-2)
+    # 8 bits: 2^-9 in each of the dozen roundings on the way; and it did round
+    assert 2.0**-12 < relative_error(found, exact) < 12 * 2.0**-9
+    # what is evaluated is float32
+    params = toy().model.init(jax.random.key(0), (2,))
+    args = (params, jnp.ones((1, 2)), jnp.full(1, 0.5), jnp.zeros(1, jnp.int32))
+    assert "bf16" not in str(jax.make_jaxpr(toy(compute="bfloat16").model.predict)(*args))
+
+
+def loss_jaxpr(loss, params):
+    keys = jax.random.split(jax.random.key(1), 1)
+    batch = train.Batch(jnp.ones((1, 2)), jnp.zeros(1, jnp.int32), keys, jnp.zeros(1))
+    return jax.make_jaxpr(jax.grad(lambda p: loss(keys[0], p, (), batch, 0)[0]))(params)
+
+
+def test_a_streamed_run_is_the_resident_one_bitwise_also_when_resumed(tmp_path):
+    """Data on the disk, in batches that straddle epochs, over four devices."""
+    x = np.random.default_rng(0).standard_normal((21, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    states = {}
+    for name, data, options, stops in [
+        ("resident", x, {}, [10]),
+        ("streamed", mapped, dict(resident_gib=0.0, workers=2), [4, 10]),
+    ]:
+        experiment = toy(batch_size=8, ema=(0.9,), save_every=4, **options)
+        model, loss = quadratic()
+        experiment = experiment._replace(model=model, loss=loss)
+        for stop in stops:
+            experiment = experiment._replace(train=experiment.train._replace(steps=stop))
+            checkpoints = run.checkpoints_of(tmp_path / name, experiment)
+            (tmp_path / name).mkdir(exist_ok=True)
+            train_only(tmp_path / name, experiment, checkpoints, Split(data, None))
+        states[name] = run.start_state(experiment, checkpoints)
+    assert int(states["streamed"].step) == 10
+    assert_same_bytes(states["streamed"], states["resident"])
+
+
 @pytest.mark.parametrize(
     ("broken", "name"),
     [(lambda p: 0 * p + jnp.nan, "loss is nan"), (lambda p: jnp.sqrt(0 * p), "grad_norm is nan")],
@@ -178,7 +274,7 @@ def test_what_is_not_finite_stops_the_run_naming_the_step_and_the_last_checkpoin
     assert checkpoints.latest() == 5
 
 
-def train_only(folder, experiment, checkpoints):
+def train_only(folder, experiment, checkpoints, data=None):
     """The loop without validation and pictures."""
     step = train.make_train_step(
         experiment.loss,
@@ -190,7 +286,7 @@ def train_only(folder, experiment, checkpoints):
     return train.fit(
         run.start_state(experiment, checkpoints),
         step,
-        Split(np.ones((16, 1), np.float32), None),
+        Split(np.ones((16, 1), np.float32), None) if data is None else data,
         jax.random.key(0),
         0,
         experiment.train,

@@ -6,11 +6,15 @@ A stored value k in {0, .., levels - 1} with dequantization noise u in [0, 1) is
     x = 2 v / levels - 1  in [-1, 1),    log |dx / dv| = n_dims log(2 / levels).
 
 `levels = None` says that the data are continuous: model space is the data's own space.
+
+A set larger than the memory is a memory map of a file, and a part of it is `Rows` of that map:
+only what is indexed is read.
 """
 
 import math
+import mmap
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +22,69 @@ from jax import Array
 from jaxtyping import Float, Int, Num, UInt8
 
 
-class Split(NamedTuple):
-    """Examples in storage form: uint8 levels, or float32 for continuous data."""
+class Rows:
+    """The rows `index` of an array, in that order, read when they are asked for.
 
-    x: UInt8[np.ndarray, "n *s"] | Float[np.ndarray, "n *s"]
+    Indexed by an integer, a slice, positions or a mask over the rows, it gives a new array in
+    memory. It has an array's shape, dtype, nbytes and length. To jax.tree it is a leaf.
+    """
+
+    def __init__(self, array: Num[Any, "n *s"], index: Int[np.ndarray, "b"]):
+        if isinstance(array, Rows):
+            array, index = array.array, array.index[index]
+        self.array, self.index = array, index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.index), *self.array.shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        return self.array.ndim
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.array(self.array[self.index[key]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError(
+                "rows are read from their array: there is none to share without a copy"
+            )
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def __reduce__(self):
+        array = self.array
+        # numpy pickles a memory map as all that it holds; another process can map the file itself.
+        # A part of a map does not know where it starts: its base is the map, not the file
+        if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
+            order = "C" if array.flags.c_contiguous else "F"
+            source = array.filename, array.dtype, "r", array.offset, array.shape, order
+            return _mapped_rows, (source, self.index)
+        return Rows, (array, self.index)
+
+
+def _mapped_rows(source: tuple, index: np.ndarray) -> Rows:
+    return Rows(np.memmap(*source), index)
+
+
+class Split(NamedTuple):
+    """Examples in storage form: uint8 levels, or float32 for continuous data.
+
+    x is an array in memory, a memory map, or `Rows` of one; labels are in memory.
+    """
+
+    x: UInt8[Any, "n *s"] | Float[Any, "n *s"]
     label: Int[np.ndarray, "n"] | None
 
 
@@ -61,8 +124,14 @@ def hold_out(split: Split, n: int) -> tuple[Split, Split]:
 
 
 def take(split: Split, index: np.ndarray) -> Split:
-    """The examples of a split at `index`, positions or a mask."""
-    return Split(split.x[index], None if split.label is None else split.label[index])
+    """The examples of a split at `index`, positions or a mask.
+
+    Those of an array in memory are copied; those of a memory map are `Rows`, and none is read.
+    """
+    label = None if split.label is None else split.label[index]
+    if isinstance(split.x, (np.memmap, Rows)):
+        return Split(Rows(split.x, np.arange(len(split.x))[index]), label)
+    return Split(split.x[index], label)
 
 
 def to_model(v: Num[Array | np.ndarray, "*s"], levels: int | None) -> Num[Array | np.ndarray, "*s"]:

@@ -1,7 +1,8 @@
 """Data order as a pure function of (seed, step): a resumed run needs no iterator state.
 
 The order is the endless concatenation of one permutation per epoch, cut into batches. Nothing is
-dropped: a batch may straddle epochs, and may be larger than the data set.
+dropped: a batch may straddle epochs, and may be larger than the data set. A permutation takes 8
+bytes and about 30 ns per example: 0.1 s and 40 MB for five million.
 """
 
 from functools import lru_cache
@@ -22,7 +23,7 @@ def batch_indices(seed: int, step: int, n: int, batch_size: int) -> Int[np.ndarr
     )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # a batch straddles two epochs, unless they are short and quickly made
 def _permutation(seed: int, epoch: int, n: int) -> Int[np.ndarray, "n"]:
     permutation = np.random.default_rng((seed, epoch)).permutation(n)
     permutation.flags.writeable = False  # the cache hands out the same array every time
