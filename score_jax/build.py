@@ -11,9 +11,11 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import diffrax
+import jax.numpy as jnp
 import optax
 
 from score_jax import (
@@ -29,14 +31,17 @@ from score_jax import (
     train,
 )
 from score_jax import model as models
+from score_jax.data.array import array
 from score_jax.data.base import DataSet
 from score_jax.data.cifar10 import cifar10
 from score_jax.data.digits import digits
 from score_jax.data.fashion_mnist import fashion_mnist
+from score_jax.data.folder import ON_BAD_IMAGE, folder
+from score_jax.data.tfds import tfds
 from score_jax.data.toy2d import SHAPES, toy2d
 from score_jax.model import Model
+from score_jax.nets import families, unet
 from score_jax.nets.mlp import MLP
-from score_jax.nets.unet import UNet, check_image_size
 from score_jax.types import LossFn
 
 # section -> option -> number, string, boolean, None or tuple of them; `seed` is a number
@@ -77,14 +82,44 @@ class ModelOptions(NamedTuple):
     class_conditional: bool = False
 
 
-GRIDS = {"uniform": grids.uniform, "log_snr": grids.log_snr, "power": grids.power}
+GRIDS = {
+    "uniform": grids.uniform,
+    "log_snr": grids.log_snr,
+    "power": grids.power,
+    "log_normal": grids.log_normal,
+}
 WEIGHTS = {"simple": losses.simple, "likelihood": losses.likelihood}
+DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 # section -> the constructors that its `name` chooses from, or its one constructor
 SECTIONS: dict[str, Any] = {
-    "data": {"digits": digits, "fashion_mnist": fashion_mnist, "cifar10": cifar10, "toy2d": toy2d},
-    "sde": {"vp": sde.vp, "sub_vp": sde.sub_vp, "ve": sde.ve, "linear": sde.linear},
-    "net": {"unet": UNet, "mlp": MLP},
+    "data": {
+        "digits": digits,
+        "fashion_mnist": fashion_mnist,
+        "cifar10": cifar10,
+        "toy2d": toy2d,
+        "folder": folder,
+        "array": array,
+        "tfds": tfds,
+    },
+    "sde": {
+        "vp": sde.vp,
+        "sub_vp": sde.sub_vp,
+        "ve": sde.ve,
+        "linear": sde.linear,
+        "edm": sde.edm,
+        "cosine": sde.cosine,
+        "ddpm": sde.ddpm,
+    },
+    "net": {
+        "unet": unet.UNet,
+        "ddpm": families.ddpm,
+        "ddpmpp": families.ddpmpp,
+        "ddpmpp_deep": families.ddpmpp_deep,
+        "ncsnpp": families.ncsnpp,
+        "ncsnpp_deep": families.ncsnpp_deep,
+        "mlp": MLP,
+    },
     "model": ModelOptions,
     "loss": {"denoising": losses.denoising},
     "optim": {"adam": optim.adam},
@@ -92,6 +127,7 @@ SECTIONS: dict[str, Any] = {
     "sample": {
         "ddim": sampling.ddim,
         "euler_maruyama": sampling.euler_maruyama,
+        "predictor_corrector": sampling.predictor_corrector,
         "probability_flow": sampling.probability_flow,
         "reverse_sde": sampling.reverse_sde,
     },
@@ -106,43 +142,67 @@ CHOICES: dict[str, dict[str, Any]] = {
     "output": predict.KINDS,
     "conditioning": models.CONDITIONING,
     "decay": optim.DECAYS,
+    "compute": DTYPES,
     "trace": likelihood.TRACES,
     "solver": solve.ODE_SOLVERS,
     "reverse_sde.solver": solve.SDE_SOLVERS,
+    "predictor": sampling.PREDICTORS,
+    "corrector": sampling.CORRECTORS,
     "toy2d.shape": SHAPES,
-}
+    "on_bad_image": ON_BAD_IMAGE,
+} | unet.CHOICES
 
 # what numbers, and each number of a tuple, must be: in words, as a test, and the [constructor.]options
 RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
     (
         "at least 1",
         lambda v: v >= 1,
-        {"steps", "batch_size", "keep", "eval_images", "n_steps", "elbo_times", "n_validation"}
-        | {"multipliers", "blocks", "attention", "groups", "depth"},
+        {
+            "steps",
+            "batch_size",
+            "keep",
+            "eval_images",
+            "accumulate",
+            "n_steps",
+            "elbo_times",
+            "n_validation",
+        }
+        | {"multipliers", "blocks", "attention", "groups", "depth", "size", "corrector_steps"},
     ),
     (
         "at least 0",
         lambda v: v >= 0,
         {"log_every", "eval_every", "sample_every", "save_every", "warmup", "clip", "weight_decay"}
-        | {"noise", "pad"},
+        | {"noise", "pad", "resident_gib", "workers", "cosine.s", "n_test"},
     ),
     (
         "greater than 0",
         lambda v: v > 0,
-        {"lr", "eps", "rtol", "atol", "sigma_data"}
+        {"lr", "eps", "rtol", "atol", "sigma_data", "snr", "fourier_scale"}
         | {"beta_min", "beta_max", "sigma_min", "sigma_max"},
     ),
-    ("at least 0 and less than 1", lambda v: 0 <= v < 1, {"ema", "dropout", "b1", "b2"}),
+    (
+        "at least 0 and less than 1",
+        lambda v: 0 <= v < 1,
+        {"ema", "dropout", "b1", "b2"} | {"validation_fraction", "test_fraction"},
+    ),
     ("at least 0 and at most 1", lambda v: 0 <= v <= 1, {"eta"}),
-    ("greater than 0 and less than 1", lambda v: 0 < v < 1, {"t_min", "t_max"}),
+    (
+        "greater than 0 and less than 1",
+        lambda v: 0 < v < 1,
+        {"t_min", "t_max", "ddpm.beta_min", "ddpm.beta_max"},
+    ),
     ("even and at least 4", lambda v: v >= 4 and v % 2 == 0, {"channels", "width"}),
     ("at least 0 and less than 2**32", lambda v: 0 <= v < 2**32, {"seed"}),
     ("at least 10", lambda v: v >= 10, {"toy2d.n"}),  # a tenth of it is validation
+    ("at least 2", lambda v: v >= 2, {"n_betas"}),
+    ("at least 2 and at most 256", lambda v: 2 <= v <= 256, {"levels"}),
+    ("1 or 3", lambda v: v in (1, 3), {"folder.channels"}),
 )
 
-# arguments of constructors that are not for the config to set: flax's own, and what follows from
-# the data
-_NOT_OPTIONS = {"parent", "name", "n_classes"}
+# arguments of networks that their section does not set: flax's own, what follows from the data,
+# and what the train section sets
+_NOT_OPTIONS = {"net": {"parent", "name", "n_classes", "frequencies", "dtype", "remat"}}
 
 
 def choose(word: str, choices: Iterable[str]) -> str:
@@ -157,9 +217,10 @@ def _choices(name: str | None, option: str) -> dict | None:
     return CHOICES.get(f"{name}.{option}", CHOICES.get(option))
 
 
-def _parameters(constructor: Callable) -> dict[str, inspect.Parameter]:
+def _parameters(section: str, constructor: Callable) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(constructor).parameters.items()
-    return {k: p for k, p in parameters if p.default is not p.empty and k not in _NOT_OPTIONS}
+    not_options = _NOT_OPTIONS.get(section, ())
+    return {k: p for k, p in parameters if p.default is not p.empty and k not in not_options}
 
 
 def _constructor(section: str, name: Any) -> Callable:
@@ -178,7 +239,7 @@ def resolve(raw: Config) -> Config:
     for section in sorted(raw.keys() - SECTIONS.keys() - {"seed"}):
         raise ConfigError(f"config has no section {section!r}; {choose(section, SECTIONS)}, seed")
     resolved = {"seed": _checked("config.seed", raw.get("seed", 0), int)}
-    _check_range("config.seed", resolved["seed"], {"seed"})
+    _check_range("config.seed", resolved["seed"], None, "seed")
     for section in SECTIONS:
         resolved[section] = _resolve_section(section, raw.get(section, {}))
     return resolved
@@ -190,7 +251,7 @@ def _resolve_section(section: str, values: Any) -> dict[str, Any]:
             f"config.{section} is a section, not {values!r}; set its options, as config.{section}.OPTION"
         )
     name = values.get("name")
-    parameters = _parameters(_constructor(section, name))
+    parameters = _parameters(section, _constructor(section, name))
     for option in sorted(values.keys() - parameters.keys() - ({"name"} if name else set())):
         of = f" of {name}" if name else ""
         raise ConfigError(
@@ -202,7 +263,7 @@ def _resolve_section(section: str, values: Any) -> dict[str, Any]:
         value = values.get(option, parameter.default)
         if choices is None:
             resolved[option] = _checked(where, value, parameter.annotation)
-            _check_range(where, resolved[option], {option, f"{name}.{option}"})
+            _check_range(where, resolved[option], name, option)
         else:
             named = (key for key, choice in choices.items() if choice is value)
             resolved[option] = _chosen(where, next(named, value), choices)
@@ -248,12 +309,20 @@ def _checked(where: str, value: Any, annotation: Any) -> Any:
     raise ConfigError(f"{where} is {value!r}; it must be {words}")
 
 
-def _check_range(where: str, value: Any, names: set[str]):
-    for words, holds, options in RULES:
-        if names & options and value is not None:
-            for entry in value if isinstance(value, tuple) else (value,):
-                if not holds(entry):
-                    raise ConfigError(f"{where} is {value!r}; it must be {words}")
+def rules(name: str | None, option: str) -> list[tuple[str, Callable[[float], bool]]]:
+    """What an option's numbers must be, in words and as a test: of its constructor, else of the option anywhere."""
+
+    def named(key):
+        return [(words, holds) for words, holds, options in RULES if key in options]
+
+    return named(f"{name}.{option}") or named(option)
+
+
+def _check_range(where: str, value: Any, name: str | None, option: str):
+    for words, holds in rules(name, option):
+        for entry in value if isinstance(value, tuple) else (value,):
+            if entry is not None and not holds(entry):
+                raise ConfigError(f"{where} is {value!r}; it must be {words}")
 
 
 def _make(config: Config, section: str, *args, **extra):
@@ -261,7 +330,7 @@ def _make(config: Config, section: str, *args, **extra):
     values = dict(config[section])
     name = values.pop("name", None)
     constructor = _constructor(section, name)
-    for option, parameter in _parameters(constructor).items():
+    for option, parameter in _parameters(section, constructor).items():
         if _choices(name, option) is not None and not isinstance(parameter.default, str):
             values[option] = _choices(name, option)[values[option]]
     return constructor(*args, **values, **extra)
@@ -293,18 +362,20 @@ def experiment(config: Config) -> Experiment:
     _check_combination(config, options, model_options, data)
     labels = model_options.class_conditional
     net = _make(config, "net", n_classes=data.n_classes if labels else 0)
-    model = models.denoiser(
-        net,
-        _make(config, "sde"),
+    denoiser = partial(
+        models.denoiser,
+        sde=_make(config, "sde"),
         output=model_options.output,
         conditioning=model_options.conditioning,
         sigma_data=model_options.sigma_data,
     )
+    model = denoiser(net)
+    in_training = denoiser(net.clone(dtype=DTYPES[options.compute], remat=options.remat))
     return Experiment(
         seed=config["seed"],
         data=data,
         model=model,
-        loss=_make(config, "loss", model),
+        loss=_make(config, "loss", in_training),
         validation_loss=_make(config, "loss", models.deterministic(model)),
         optimizer=_make(config, "optim", options.steps),
         train=options,
@@ -314,33 +385,37 @@ def experiment(config: Config) -> Experiment:
     )
 
 
-def check_batch_size(batch_size: int):
+def check_batch_size(batch_size: int, accumulate: int):
     """Raises ConfigError unless the devices can share a training batch; evaluation takes any number of them."""
-    n = parallel.count()
+    devices = parallel.count()
+    n = devices * accumulate
     if batch_size % n:
+        parts = f" times config.train.accumulate = {accumulate}" if accumulate > 1 else ""
         raise ConfigError(
-            f"config.train.batch_size is {batch_size}, not divisible by the {n} devices; "
+            f"config.train.batch_size is {batch_size}, not divisible by the {devices} devices{parts}; "
             f"set it to {-(-batch_size // n) * n}"
         )
 
 
 def _check_combination(config, options: train.Options, model_options: ModelOptions, data: DataSet):
     is_image, net = len(data.shape) == 3, config["net"]
-    if net["name"] == "unet":
+    if net["name"] != "mlp":
         if not is_image:
             raise ConfigError(
-                f"config.net.name is 'unet', which needs images, but {data.name} has shape {data.shape}; use 'mlp'"
+                f"config.net.name is {net['name']!r}, which needs images, but {data.name} has shape "
+                f"{data.shape}; use 'mlp'"
             )
         if not net["multipliers"]:
             raise ConfigError("config.net.multipliers is (); it needs one number per level")
         try:
-            check_image_size(*data.shape[:2], net["multipliers"])
+            unet.check_image_size(*data.shape[:2], net["multipliers"])
         except ValueError as error:
             raise ConfigError(f"config.net.multipliers: {error}") from error
-    if net["name"] == "mlp" and is_image:
-        raise ConfigError(
-            f"config.net.name is 'mlp', which needs vectors, but {data.name} has images; use 'unet'"
-        )
+        if net.get("combine") == "cat" and net["progressive_input"] != "input_skip":
+            raise ConfigError(
+                f"config.net.combine is 'cat', which is for config.net.progressive_input='input_skip', "
+                f"not {net['progressive_input']!r}; set it to 'sum'"
+            )
     if options.flip and not is_image:
         raise ConfigError(
             f"config.train.flip is True, but {data.name} has no images; set it to False"
@@ -354,7 +429,17 @@ def _check_combination(config, options: train.Options, model_options: ModelOptio
             f"config.model.sigma_data is {model_options.sigma_data}; output 'edm' is made for "
             f"{predict.SIGMA_DATA}"
         )
+    sample = config["sample"]
+    if sample.get("predictor") == sample.get("corrector", "") == "none":
+        raise ConfigError(
+            "config.sample.predictor and corrector are both 'none', which draws nothing; set one of them"
+        )
     for section in ("sample", "eval"):
+        if config[section]["grid"] == "log_normal":
+            raise ConfigError(
+                f"config.{section}.grid is 'log_normal', a density of training times; "
+                f"choose from {', '.join(name for name in GRIDS if name != 'log_normal')}"
+            )
         solver, n_steps = (config[section].get(option, 1) for option in ("solver", "n_steps"))
         if n_steps is None and not issubclass(
             solve.ODE_SOLVERS[solver], diffrax.AbstractAdaptiveSolver

@@ -142,7 +142,8 @@ def load_run(folder: Path, overrides: list[str], section: str) -> Config:
         ) from error
     for item in overrides:
         key = item.removeprefix("--").partition("=")[0]
-        places = ("config.data.folder", "config.data.archive")
+        where = ("folder", "archive", "path", "labels", "cache", "workers")
+        places = [f"config.data.{option}" for option in where]
         if key not in places and not f"{key}.".startswith(f"config.{section}."):
             raise ConfigError(
                 f"{key} is fixed by the run in {folder}; only config.{section} and the data's folder "

@@ -4,6 +4,7 @@ import optax
 
 DECAYS = {
     "constant": lambda lr, steps: optax.constant_schedule(lr),
+    "linear": lambda lr, steps: optax.linear_schedule(lr, 0.0, steps),
     "cosine": lambda lr, steps: optax.cosine_decay_schedule(lr, steps),
 }
 

@@ -72,7 +72,12 @@ def fit(folder: Path, experiment: Experiment, state: TrainState, checkpoints: Ch
     data, options = experiment.data, experiment.train
     prepare = train.prepare(data.levels, options.flip, experiment.labels)
     step_fn = train.make_train_step(
-        experiment.loss, prepare, experiment.optimizer, options.ema, parallel.AXIS
+        experiment.loss,
+        prepare,
+        experiment.optimizer,
+        options.ema,
+        parallel.AXIS,
+        options.accumulate,
     )
     n = min(options.eval_images, len(data.validation.x))
     validation = take_examples(data.validation, np.arange(n))
@@ -91,7 +96,7 @@ def fit(folder: Path, experiment: Experiment, state: TrainState, checkpoints: Ch
     draw_fn = draw(experiment)
 
     def save_picture(params, step):
-        x = draw_fn(params, 64 if data.levels else 2000)["x"]
+        x = draw_fn(params, picture.count(data.shape))["x"]
         picture.save(folder / "samples" / f"step_{step:07d}.png", x, data.levels)
 
     return train.fit(

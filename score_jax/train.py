@@ -5,8 +5,9 @@ the order of the data of (seed, k), so a resumed run takes the steps of the unin
 devices take those of one.
 """
 
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jaxtyping import Int
 
 from score_jax import dequantize, parallel, shapes
 from score_jax.checkpoint import Checkpoints
+from score_jax.data import stream
 from score_jax.data.base import Split, to_model
 from score_jax.data.order import batch_indices
 from score_jax.model import Model
@@ -77,18 +79,48 @@ def prepare(levels: int | None, flip: bool, labels: bool) -> Callable[..., Batch
     return fn
 
 
+def loss_and_grad(loss_fn: LossFn, parts: int) -> Callable:
+    """fn(key, params, loss_state, batch, step) -> (loss, (metrics, loss_state)), gradient: `jax.value_and_grad`'s.
+
+    With parts > 1, the means over that many equal parts of the batch, one after another: one part's
+    activations are in memory at a time.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)
+    if parts == 1:
+        return grad_fn
+
+    def fn(key, params, loss_state, batch, step):
+        def one(carry, part):
+            total, loss_state = carry
+            (loss, (metrics, loss_state)), grads = grad_fn(key, params, loss_state, part, step)
+            return (jax.tree.map(jnp.add, total, grads), loss_state), (loss, metrics)
+
+        split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+        # XLA compiles a convolution's gradient badly inside a loop on the CPU (jax issue 12868)
+        unroll = jax.default_backend() == "cpu"
+        start = jax.tree.map(jnp.zeros_like, params), loss_state
+        (total, loss_state), values = jax.lax.scan(one, start, split, unroll=unroll)
+        loss, metrics = jax.tree.map(lambda a: jnp.mean(a, axis=0), values)
+        return (loss, (metrics, loss_state)), jax.tree.map(lambda g: g / parts, total)
+
+    return fn
+
+
 def make_train_step(
     loss_fn: LossFn,
     prepare_fn: Callable[..., Batch],
     optimizer: optax.GradientTransformation,
     ema_rates: tuple[float, ...],
     axis_name: str | None = None,
+    accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """step(state, resident, indices, key) -> state, metrics, a pure function; gradients are averaged over axis_name.
 
     The rate of an exponential moving average is at most (1 + step) / (10 + step), so that early
-    averages forget the initial parameters.
+    averages forget the initial parameters. `accumulate` is the number of parts (`loss_and_grad`)
+    that a device takes its batch in.
     """
+    grad_fn = loss_and_grad(loss_fn, accumulate)
 
     def step_fn(state, resident, indices, key):
         k_loss, k_examples = jax.random.split(jax.random.fold_in(key, state.step))
@@ -96,7 +128,6 @@ def make_train_step(
         keys = jax.vmap(lambda i: jax.random.fold_in(k_examples, i))(index)
         batch = prepare_fn(keys, index / n, resident, indices)
 
-        grad_fn = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)
         (loss, aux), grads = grad_fn(k_loss, state.params, state.loss_state, batch, state.step)
         loss, (metrics, loss_state), grads = parallel.mean((loss, aux, grads), axis_name)
 
@@ -126,6 +157,13 @@ class Options(NamedTuple):
         sampled from.
       flip: mirror images left to right at random.
       keep: how many checkpoints to keep.
+      compute: the network's arithmetic in training, "float32" or "bfloat16"; parameters, norms and
+        the loss are float32 either way, and so are validation and samples.
+      remat: compute each block's activations again in the backward pass instead of keeping them.
+      accumulate: parts that a device takes its share of the batch in, one after another.
+      resident_gib: a training split up to this size, in GiB, is kept on each device; a larger one
+        is streamed.
+      workers: processes that read a streamed split.
     """
 
     steps: int = 100_000
@@ -138,6 +176,11 @@ class Options(NamedTuple):
     ema: tuple[float, ...] = (0.9999,)
     flip: bool = False
     keep: int = 2
+    compute: str = "float32"
+    remat: bool = False
+    accumulate: int = 1
+    resident_gib: float = 1.0
+    workers: int = 2
 
 
 def fit(
@@ -157,7 +200,7 @@ def fit(
 
     Args:
       step_fn: from `make_train_step` with axis name `parallel.AXIS`, unmapped.
-      data: the training split, kept on the devices.
+      data: the training split.
       key: of all randomness in the steps; `seed` is that of the data's order.
       validate: metrics of the averaged parameters on the validation split.
       draw: writes a picture of samples of the averaged parameters at a step.
@@ -167,18 +210,20 @@ def fit(
     """
     start = int(state.step)
     step_fn = parallel.train_step(step_fn)
-    state, resident = parallel.replicate(state), parallel.replicate(data)
+    state = parallel.replicate(state)
     logged = checkpoints.unlogged(start)  # metrics since the last logged row, as floats
     pending = []  # metrics still on the device: reading one waits for its step
 
     stopping = False
     running = log.running(start, options.steps, options.batch_size)
     # leaving waits for saves under way, also when a step or a validation fails
-    with checkpoints, running, _StopSignals() as stop:
-        for step in range(start + 1, options.steps + 1):
-            indices = batch_indices(seed, step - 1, len(data.x), options.batch_size)
-            state, metrics = step_fn(state, resident, parallel.shard(indices), key)
+    feed = contextlib.closing(_feed(data, seed, start, options))
+    with checkpoints, running, _StopSignals() as stop, feed as batches:
+        for step, (resident, indices) in enumerate(batches, start + 1):
+            state, metrics = step_fn(state, resident, indices, key)
             pending.append(metrics)
+            # two steps in flight keep a device busy; more would only hold their batches in memory
+            jax.block_until_ready(pending[-2:-1])
 
             stopping = stop.asked  # read once: a signal after this waits for the next step's save
             logging, validating, drawing, saving = (
@@ -209,6 +254,23 @@ def fit(
             if stopping:
                 break
     return not stopping
+
+
+def _feed(data: Split, seed: int, start: int, options: Options) -> Iterator[tuple[Split, Array]]:
+    """Each step's (resident, indices), from step `start` (counted from 0) to the last, laid out for the devices.
+
+    Resident is the whole split, moved to the devices once, or the rows of this step alone.
+    """
+    n = options.batch_size
+    if data.x.nbytes <= options.resident_gib * 2**30:
+        resident = parallel.replicate(Split(np.asarray(data.x), data.label))
+        for step in range(start, options.steps):
+            yield resident, parallel.shard(batch_indices(seed, step, len(data.x), n))
+        return
+    indices = parallel.shard(np.arange(n) % (n // parallel.count()))
+    with stream.batches(data, seed, n, start, options.steps, workers=options.workers) as batches:
+        for batch in batches:
+            yield parallel.shard(batch), indices
 
 
 def _due(step: int, every: int, last: int) -> bool:

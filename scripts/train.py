@@ -23,7 +23,7 @@ ALLOW = flags.DEFINE_bool("allow_config_change", False, "go on in the folder wit
 def main(overrides: list[str]) -> int:
     with cli.user_errors():
         config = cli.load_config(CONFIG.value, overrides)
-        build.check_batch_size(config["train"]["batch_size"])
+        build.check_batch_size(config["train"]["batch_size"], config["train"]["accumulate"])
         experiment = build.experiment(config)
         folder = Path(WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
         workdir.claim(folder, config, allow_change=ALLOW.value)

@@ -1,0 +1,13 @@
+"""CIFAR-10, VE SDE, DDPM++ (Song et al. 2021, arXiv 2011.13456).
+
+No number was published for this pair. 1,300,000 steps of 128 images; for GPUs or TPUs. Not yet run
+at full size.
+
+python scripts/train.py --config=configs/ve_cifar10_ddpmpp.py
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.score_sde_cifar10("ve", "ddpmpp")
