@@ -52,17 +52,20 @@ def test_a_part_of_a_split_without_labels_is_streamed_too(split):
             )
 
 
-@pytest.mark.parametrize("kind", ["array", "rows"])
-def test_a_split_in_memory_is_not_copied_to_workers(split, kind, monkeypatch):
-    x = np.array(split.x)
+@pytest.mark.parametrize("kind, workers", [("array", 0), ("rows", 0), ("memory map", 2)])
+def test_only_a_split_on_the_disk_is_given_to_workers(split, kind, workers, monkeypatch):
+    """The others would be copied to each; a batch of 4 examples has 48 bytes."""
     in_order, asked = stream.in_order, []
-    monkeypatch.setattr(
-        stream, "in_order", lambda *a, workers: asked.append(workers) or in_order(*a, workers=0)
-    )
-    x = x if kind == "array" else Rows(x, np.arange(N))
-    with stream.batches(Split(x, None), 0, 4, 0, 1, workers=2) as batches:
+
+    def spy(fn, start, stop, nbytes, *, workers):
+        asked.append((nbytes, workers))
+        return in_order(fn, start, stop, nbytes, workers=0)
+
+    monkeypatch.setattr(stream, "in_order", spy)
+    x = {"array": np.array(split.x), "rows": Rows(np.array(split.x), np.arange(N))}
+    with stream.batches(Split(x.get(kind, split.x), None), 0, 4, 0, 1, workers=2) as batches:
         assert len(list(batches)) == 1
-    assert asked == [0]
+    assert asked == [(48, workers)]
 
 
 # workers

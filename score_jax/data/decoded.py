@@ -124,7 +124,7 @@ def _write(
         if bad:
             with _new_file(bad_list) as listing:
                 lines = "".join(f"{i}\t{why}\n" for i, why in bad)
-                listing.write(lines.encode(errors="surrogateescape"))
+                listing.write(lines.encode("utf-8", "surrogateescape"))
         else:
             bad_list.unlink(missing_ok=True)
 
@@ -151,7 +151,7 @@ def _new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _read_bad(path: Path) -> dict[int, str]:
-    lines = path.read_text(errors="surrogateescape").splitlines()
+    lines = path.read_text("utf-8", "surrogateescape").splitlines()
     return {int(i): why for i, why in (line.split("\t", 1) for line in lines)}
 
 

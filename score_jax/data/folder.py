@@ -25,14 +25,13 @@ from jaxtyping import Int, UInt8
 
 from score_jax.data.base import DataSet, Rows, Split
 from score_jax.data.decoded import BadExampleError, Decoded, decode
-from score_jax.data.image import read_image
+from score_jax.data.image import VERSION, read_image
 from score_jax.data.listing import Listing, list_images, read
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 ON_BAD_IMAGE = {"error": False, "skip": True}  # whether such images are left out
 
 _PROBED = 20  # images that tell the size of all
-_VERSION = 1  # of what pixels a file gives: with another number, all is decoded anew
 
 
 def folder(
@@ -160,7 +159,7 @@ def _decode(
     listing: Listing, size: int | None, channels: int, cache: str, workers: int, skip: bool
 ) -> Decoded:
     n = len(listing.names)
-    key = f"{listing.hash()} {size} {channels} {_VERSION}".encode()
+    key = f"{listing.hash()} {size} {channels} {VERSION}".encode()
     stem = listing.path.stem or "images"
     path = Path(cache).expanduser() / f"{stem}-{hashlib.sha256(key).hexdigest()[:20]}.npy"
     try:

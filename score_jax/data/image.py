@@ -19,6 +19,9 @@ _PNG_DEPTH = 24  # where the header has the bits per channel
 _MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "PA")  # 8 bits or fewer, in red, green, blue or grey
 
 
+VERSION = 1  # of what pixels a file gives: with another number, all is decoded anew
+
+
 def read_image(content: bytes, size: int | None, channels: int) -> UInt8[np.ndarray, "h w c"]:
     """The pixels of an image file, upright; of an animation, the first frame.
 

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 
 from score_jax.data.base import DataSet, Split
 from score_jax.data.decoded import decode
-from score_jax.data.image import read_image
+from score_jax.data.image import VERSION, read_image
 from score_jax.data.splits import complete
 
 
@@ -227,7 +227,7 @@ def _digest(builder: Any) -> str:
     about = [(folder / name).read_bytes() for name in ("dataset_info.json", "features.json")]
     files = sorted(folder.glob("*.array_record*"))
     about += [f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files]
-    return hashlib.sha256(b"\n".join(about)).hexdigest()[:16]
+    return hashlib.sha256(b"\n".join([*about, str(VERSION).encode()])).hexdigest()[:16]
 
 
 def _value(source: Any, name: str, one: Any, where: str, i: int) -> Any:
