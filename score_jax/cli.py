@@ -142,11 +142,11 @@ def load_run(folder: Path, overrides: list[str], section: str) -> Config:
         ) from error
     for item in overrides:
         key = item.removeprefix("--").partition("=")[0]
-        where = ("folder", "archive", "path", "labels", "cache", "workers")
-        places = [f"config.data.{option}" for option in where]
-        if key not in places and not f"{key}.".startswith(f"config.{section}."):
+        if key.removeprefix("config.") not in workdir.FREE and not f"{key}.".startswith(
+            f"config.{section}."
+        ):
             raise ConfigError(
-                f"{key} is fixed by the run in {folder}; only config.{section} and the data's folder "
+                f"{key} is fixed by the run in {folder}; only config.{section} and where the data are "
                 "can be changed here"
             )
     return override(saved, overrides)

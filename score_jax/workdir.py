@@ -13,15 +13,21 @@ from pathlib import Path
 
 from score_jax.files import write_text
 
+# options that say where the data are and how fast they come, and change no number of a run
+FREE = {
+    f"data.{option}" for option in ("path", "labels", "folder", "archive", "cache", "workers")
+} | {"train.resident_gib", "train.workers"}
 PACKAGES = "score_jax", "jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy"
 
 
-def claim(workdir: Path, config: dict, *, allow_change: bool = False):
-    """Makes the folder, or checks that the run in it is of this config.
+def claim(workdir: Path, config: dict, data: str, *, allow_change: bool = False):
+    """Makes the folder, or checks that the run in it is of this config and of these data.
 
+    Args:
+      data: the data's `fingerprint`.
     Raises:
-      ValueError: the folder holds a run of another config, and names the first difference; or it
-        cannot be written.
+      ValueError: the folder holds a run of another config, and names the first difference; or of
+        other data; or it cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -33,7 +39,8 @@ def claim(workdir: Path, config: dict, *, allow_change: bool = False):
     path = workdir / "config.json"
     if path.exists() and not allow_change:
         old, new = _flat(_read(path)), _flat(json.loads(json.dumps(config)))
-        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        keys = sorted((old.keys() | new.keys()) - FREE)
+        changed = [key for key in keys if old.get(key) != new.get(key)]
         if changed:
             key = changed[0]
             more = f" ({len(changed)} options differ)" if len(changed) > 1 else ""
@@ -41,10 +48,16 @@ def claim(workdir: Path, config: dict, *, allow_change: bool = False):
                 f"{workdir} holds a run with config.{key} = {old.get(key)!r}, not {new.get(key)!r}{more}; "
                 "give another --workdir, or --allow_config_change to go on with the new config"
             )
+        made = _read(workdir / "run.json") if (workdir / "run.json").exists() else {}
+        if made.get("data", data) != data:
+            raise ValueError(
+                f"{workdir} holds a run on other data: examples were added, removed or changed; "
+                "give another --workdir, or --allow_config_change to go on with these data"
+            )
 
 
-def record(workdir: Path, config: dict):
-    """Writes the config, the command and the versions of the packages into a claimed folder.
+def record(workdir: Path, config: dict, data: str):
+    """Writes the config, the command, the data's fingerprint and the packages' versions into a claimed folder.
 
     Call it once the run's checkpoint is known to fit the config: what is here says what the
     checkpoints are.
@@ -52,6 +65,7 @@ def record(workdir: Path, config: dict):
     run = {
         "command": shlex.join(sys.argv),
         "python": platform.python_version(),
+        "data": data,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from score_jax import build, cli, run, workdir
+from score_jax.data.fingerprint import fingerprint
 
 CONFIG = flags.DEFINE_string("config", None, "config file, e.g. configs/vp_digits.py; required")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/NAME_OF_CONFIG")
@@ -26,12 +27,13 @@ def main(overrides: list[str]) -> int:
         build.check_batch_size(config["train"]["batch_size"], config["train"]["accumulate"])
         experiment = build.experiment(config)
         folder = Path(WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
-        workdir.claim(folder, config, allow_change=ALLOW.value)
+        data = fingerprint(experiment.data)
+        workdir.claim(folder, config, data, allow_change=ALLOW.value)
         checkpoints = run.checkpoints_of(folder, experiment)
         state = run.start_state(experiment, checkpoints)
         start, steps = int(state.step), experiment.train.steps
         if start < steps:  # a finished run keeps the record of what made it
-            workdir.record(folder, config)
+            workdir.record(folder, config, data)
 
     if start >= steps:
         print(f"{folder}: finished at step {start}")

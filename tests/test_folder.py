@@ -158,6 +158,24 @@ def test_adding_images_moves_none_and_a_fraction_moves_only_its_own_split(load):
         assert old and {i for i in new if i < 200} == old
 
 
+@pytest.mark.parametrize("around", ["imgs/", "a/b/", "train/", "imgs/train/"])
+@WRITERS
+def test_the_same_images_are_held_out_whatever_is_around_them(load, tmp_path, write, around):
+    """Else a model that was trained on the one would be tested on what it has seen."""
+    expected = load(many(60))
+    path = write(tmp_path / "other", many(60, prefix=around))
+    data = folder(path, cache=str(tmp_path / "cache"), workers=0)
+    for name in ("train", "validation", "test"):
+        found = numbers(getattr(data, name))
+        assert found and found == numbers(getattr(expected, name))
+
+
+def test_the_parent_of_a_folder_holds_out_the_same_images(load, tmp_path):
+    expected = load(many(60))
+    data = folder(str(tmp_path), cache=str(tmp_path / "cache"), workers=0)
+    assert numbers(data.test) == numbers(expected.test) != set()
+
+
 def test_only_the_split_that_is_missing_is_taken_from_training(load):
     files = many(100, prefix="train/") | many(5, 100, prefix="test/")
     data = load(files)
@@ -272,7 +290,7 @@ def test_the_first_frame_of_an_animation_is_taken(fmt):
 
 @WRITERS
 def test_images_are_decoded_once_and_mapped_into_memory(load, write, tmp_path, capsys):
-    first = load(splits_with(encode(pixels())), write, workers=2)
+    first = load(splits_with(encode(pixels())), write)
     second = load(None, write)
     assert capsys.readouterr().err.count("decoding 3 images") == 1
     for data in (first, second):
@@ -462,9 +480,22 @@ def test_options_that_cannot_work_are_named(options, error, message):
         folder(**options)
 
 
-def test_a_cache_that_cannot_be_written_is_named(load, tmp_path):
+def test_a_cache_that_cannot_be_written_is_named_before_anything_else_is_said(
+    load, tmp_path, capsys
+):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(
         OSError, match="cannot be made or read .*; set config.data.cache to another"
     ):
         load(splits_with(GOOD))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_lost_list_of_bad_images_moves_no_label(load, tmp_path):
+    """The first image is bad: without the list each of the others would have its neighbour's label."""
+    load({"a/0.png": b""} | many(60, 1), on_bad_image="skip")
+    (listed,) = (tmp_path / "cache").glob("*.bad.txt")
+    listed.unlink()
+    data = load(None, on_bad_image="skip")
+    for split in (data.train, data.validation, data.test):
+        np.testing.assert_array_equal(split.label, [i % 3 for i in _in_order(split)])

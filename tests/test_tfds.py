@@ -141,6 +141,13 @@ def test_other_features_are_not_looked_at(tmp_path):
     np.testing.assert_array_equal(load(tmp_path).test.x, images[:1])
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    prepare(tmp_path / "data", {"train": examples(random_images(0, 3))})
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(OSError, match="cannot be made .*; set config.data.cache to another folder"):
+        load(tmp_path)
+
+
 def test_images_are_decoded_once_and_again_when_the_data_change(tmp_path, monkeypatch):
     images, decoded = random_images(0, 20), []
     here = prepare(tmp_path / "data", {"train": examples(images)})
@@ -162,9 +169,9 @@ def test_what_decodes_can_be_sent_to_a_worker(tmp_path, monkeypatch):
     images, decode = random_images(0, 12), module.decode
     prepare(tmp_path / "data", {"train": examples(images)})
 
-    def sent(fetch, *args, workers):
+    def sent(fetch, *args, what, workers):
         assert workers == 3
-        return decode(pickle.loads(pickle.dumps(fetch)), *args)
+        return decode(pickle.loads(pickle.dumps(fetch)), *args, what=what)
 
     monkeypatch.setattr(module, "decode", sent)
     data = load(tmp_path, workers=3)
@@ -276,13 +283,13 @@ def test_an_unknown_set_is_answered_with_near_names(tmp_path):
     )
     refused("knows no 'tinyset'.*did you mean tiny_set", tmp_path, dataset="tinyset")
     refused("dataset is 'a b'; it must be like name, name/config", tmp_path, dataset="a b")
-    refused("no set is named; set config.data.dataset", tmp_path, dataset=None)
+    refused("no set is named; set config.data.dataset", tmp_path, dataset="")
 
 
 def test_a_set_that_is_not_prepared_is_answered_with_how_to_prepare_it(tmp_path):
     command = r"download_and_prepare\(\)"
     refused(
-        f"imagenet_resized/64x64 is not prepared in {tmp_path}/data, only others; .*folder to where"
+        f"imagenet_resized/64x64 is not prepared in {tmp_path}/data; set config.data.folder to where"
         f".*builder\\('imagenet_resized/64x64', file_format='array_record'\\).{command}",
         tmp_path,
         dataset="imagenet_resized/64x64",

@@ -10,6 +10,8 @@ from score_jax import workdir
 
 CONFIG = dict(seed=3, optim=dict(lr=1e-3, clip=1.0), eval=dict(n_steps=None), net=dict(ema=(0.9,)))
 
+DATA = "a fingerprint"
+
 
 def changed(**optim):
     return CONFIG | {"optim": CONFIG["optim"] | optim}
@@ -18,8 +20,8 @@ def changed(**optim):
 @pytest.fixture
 def folder(tmp_path):
     """A folder that CONFIG has claimed."""
-    workdir.claim(tmp_path / "runs" / "one", CONFIG)
-    workdir.record(tmp_path / "runs" / "one", CONFIG)
+    workdir.claim(tmp_path / "runs" / "one", CONFIG, DATA)
+    workdir.record(tmp_path / "runs" / "one", CONFIG, DATA)
     return tmp_path / "runs" / "one"
 
 
@@ -31,30 +33,43 @@ def test_a_saved_config_comes_back_equal_with_its_tuples_and_none(folder):
 
 
 def test_the_same_config_claims_its_folder_again(folder):
-    workdir.claim(folder, CONFIG)
+    workdir.claim(folder, CONFIG, DATA)
 
 
 def test_another_config_is_refused_by_the_option_that_differs(folder):
     before = {path.name: path.read_text() for path in folder.iterdir()}
     with pytest.raises(ValueError, match="config.optim.lr = 0.001, not 0.5; .*allow_config_change"):
-        workdir.claim(folder, changed(lr=0.5))
+        workdir.claim(folder, changed(lr=0.5), DATA)
     with pytest.raises(ValueError, match="config.optim.clip = 1.0, not 2.0 .2 options differ"):
-        workdir.claim(folder, changed(lr=0.5, clip=2.0))
+        workdir.claim(folder, changed(lr=0.5, clip=2.0), DATA)
     with pytest.raises(ValueError, match="config.optim.b1 = None, not 0.9"):
-        workdir.claim(folder, changed(b1=0.9))
+        workdir.claim(folder, changed(b1=0.9), DATA)
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
 
 
+def test_the_run_goes_on_where_the_data_have_moved_and_with_other_workers(folder):
+    moved = CONFIG | dict(data=dict(path="elsewhere", workers=0), train=dict(resident_gib=0.0))
+    workdir.claim(folder, moved, DATA)
+    with pytest.raises(ValueError, match="config.train.steps = None, not 7;"):
+        workdir.claim(folder, moved | dict(train=dict(steps=7)), DATA)
+
+
+def test_other_data_are_refused_unless_allowed(folder):
+    with pytest.raises(ValueError, match="holds a run on other data: .*allow_config_change"):
+        workdir.claim(folder, CONFIG, "another fingerprint")
+    workdir.claim(folder, CONFIG, "another fingerprint", allow_change=True)
+
+
 def test_a_change_that_is_allowed_is_written_once_the_checkpoint_is_known_to_fit(folder):
-    workdir.claim(folder, changed(lr=0.5), allow_change=True)
+    workdir.claim(folder, changed(lr=0.5), DATA, allow_change=True)
     assert workdir.load_config(folder) == CONFIG
-    workdir.record(folder, changed(lr=0.5))
+    workdir.record(folder, changed(lr=0.5), DATA)
     assert workdir.load_config(folder)["optim"]["lr"] == 0.5
 
 
 def test_the_command_and_the_versions_lie_beside_the_config(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--workdir=my run", "--config=a.py"])
-    workdir.record(tmp_path, CONFIG)
+    workdir.record(tmp_path, CONFIG, DATA)
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["command"] == "scripts/train.py '--workdir=my run' --config=a.py"
     assert run["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -84,10 +99,10 @@ def test_a_damaged_config_is_named(folder, content):
     with pytest.raises(ValueError, match="config.json is damaged: .*; restore it or"):
         workdir.load_config(folder)
     with pytest.raises(ValueError, match="config.json is damaged: .*; restore it or"):
-        workdir.claim(folder, CONFIG)
+        workdir.claim(folder, CONFIG, DATA)
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot write in .*file: File exists; give another"):
-        workdir.claim(tmp_path / "file", CONFIG)
+        workdir.claim(tmp_path / "file", CONFIG, DATA)

@@ -30,7 +30,7 @@ class _Array(NamedTuple):
 
 
 def array(
-    path: str | None = None,
+    path: str = "",
     labels: str | None = None,
     levels: int | None = None,
     n_validation: int | None = None,
@@ -52,7 +52,7 @@ def array(
     Raises:
       ValueError, FileNotFoundError: one line that names the file, the rule and the way out.
     """
-    if path is None:
+    if not path:
         raise ValueError("no data; set config.data.path to an .npz or .npy file, or a folder")
     found = _find(Path(path).expanduser(), labels)
     splits = {x: _split(found, x, y, levels) for x, y in _PAIRS.items() if x in found}

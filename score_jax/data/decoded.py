@@ -1,13 +1,17 @@
 """Decoded examples in a file: made once, and mapped into memory by every later run.
 
 The file is numpy's .npy of uint8, so that it can be larger than the memory and be read row by row.
-Examples that could not be decoded are left out, and listed in a text file beside it.
+Examples that could not be decoded are left out, and listed in a text file beside it: the rows and
+the lines of that list are as many as the examples.
 """
 
 import contextlib
+import fcntl
 import functools
+import glob
 import math
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -50,34 +54,47 @@ def decode(
     shape: tuple[int, ...],
     path: Path,
     *,
+    what: str = "examples",
     workers: int = 0,
     skip: bool = False,
 ) -> Decoded:
     """The examples fetch(0), .., fetch(n - 1), from the file `path` if it exists.
 
-    Otherwise that file is made: beside it under another name, and renamed when it is whole, so that
-    a run that is killed leaves no half of it, and two runs at once do not disturb each other.
-    Whoever calls gives each (fetch, n, shape) a path of its own.
+    Otherwise, or if the list beside it does not fit to it, that file is made, which a line on
+    stderr says: beside it under another name, and renamed when it is whole, so that two runs at
+    once do not disturb each other, and a run that is killed leaves no half of it under this name.
+    What it leaves under the other is deleted by the next run that makes the file. Whoever calls
+    gives each (fetch, n, shape) a path of its own.
 
     Args:
       fetch: gives example i as an array of `shape`, or raises ValueError or OSError with a message
         that names it. It is pickled for the workers.
+      what: the examples, for that line, as "images of /data/cats".
       workers: processes that call fetch; 0 calls it in this one, as do few examples.
       skip: leave out the examples that fetch refuses.
 
     Raises:
       BadExampleError: fetch refused an example and skip is False: the first one. Nothing is written.
-      ValueError: fetch refused them all.
+      ValueError: fetch refused them all, or the file is damaged.
+      OSError: the file cannot be made or read.
     """
     bad_list = path.with_suffix(".bad.txt")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _blocks(fetch, n, shape, workers) as blocks:
-            _write(path, bad_list, shape, n, blocks, skip)
-    bad = _read_bad(bad_list) if bad_list.exists() else {}
+    try:
+        found = _find(path, bad_list, n)
+        if found is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _new_file(path) as file, _blocks(fetch, n, shape, workers) as blocks:
+                print(f"decoding {n} {what} into {path}", file=sys.stderr, flush=True)
+                bad = _write(file, bad_list, shape, n, blocks, skip)
+            found = _open(path), bad
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be made or read ({error}); set config.data.cache to another folder"
+        ) from error
+    x, bad = found
     if bad and not skip:
         raise BadExampleError(next(iter(bad.values())))
-    return Decoded(_open(path), np.delete(np.arange(n), list(bad)), bad, bad_list)
+    return Decoded(x, np.delete(np.arange(n), list(bad)), bad, bad_list)
 
 
 def _blocks(fetch: Callable, n: int, shape: tuple[int, ...], workers: int):
@@ -104,29 +121,35 @@ def _block(fetch: Callable, n: int, shape: tuple[int, ...], size: int, i: int) -
 
 
 def _write(
-    path: Path, bad_list: Path, shape: tuple[int, ...], n: int, blocks: Iterable[Block], skip: bool
-):
-    rows, bad = 0, []
-    with _new_file(path) as file:
-        _write_header(file, n, shape)
-        for good, refused in blocks:
-            if refused and not skip:
-                raise BadExampleError(refused[0][1])
-            bad += refused
-            rows += len(good)
-            file.write(good.data)
-        if not rows:
-            first = f"; the first: {bad[0][1]}" if bad else ""
-            raise ValueError(f"none of the {n} examples can be used{first}")
-        file.seek(0)
-        _write_header(file, rows, shape)
-        # before the array takes its name: whoever finds it finds its list
-        if bad:
-            with _new_file(bad_list) as listing:
-                lines = "".join(f"{i}\t{why}\n" for i, why in bad)
-                listing.write(lines.encode("utf-8", "surrogateescape"))
-        else:
-            bad_list.unlink(missing_ok=True)
+    file: IO[bytes],
+    bad_list: Path,
+    shape: tuple[int, ...],
+    n: int,
+    blocks: Iterable[Block],
+    skip: bool,
+) -> dict[int, str]:
+    """The bad examples; the good ones are in the file, and the list is written."""
+    rows, bad = 0, {}
+    _write_header(file, n, shape)
+    for good, refused in blocks:
+        if refused and not skip:
+            raise BadExampleError(refused[0][1])
+        bad |= dict(refused)
+        rows += len(good)
+        file.write(good.data)
+    if not rows:
+        first = f"; the first: {next(iter(bad.values()))}" if bad else ""
+        raise ValueError(f"none of the {n} examples can be used{first}")
+    file.seek(0)
+    _write_header(file, rows, shape)
+    # before the array takes its name: whoever finds it finds its list
+    if bad:
+        with _new_file(bad_list) as listing:
+            lines = "".join(f"{i}\t{why}\n" for i, why in bad.items())
+            listing.write(lines.encode("utf-8", "surrogateescape"))
+    else:
+        bad_list.unlink(missing_ok=True)
+    return bad
 
 
 def _write_header(file: IO[bytes], n: int, shape: tuple[int, ...]):
@@ -138,21 +161,37 @@ def _write_header(file: IO[bytes], n: int, shape: tuple[int, ...]):
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets the name `path` when it is whole and on the disk, or vanishes."""
-    part = path.with_name(f".part-{uuid.uuid4().hex}-{path.name}")
-    try:
-        with open(part, "xb") as file:
+    """A file that gets the name `path` when it is whole and on the disk, or vanishes.
+
+    It is locked until then. A killed process loses its locks, so what can be locked is stale.
+    """
+    for stale in path.parent.glob(f".part-*-{glob.escape(path.name)}"):
+        with contextlib.suppress(OSError), open(stale, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stale.unlink()
+    part = None
+    with contextlib.ExitStack() as stack:
+        while part is None or not part.exists():  # another run may find it before it is locked
+            part = path.with_name(f".part-{uuid.uuid4().hex}-{path.name}")
+            file = stack.enter_context(open(part, "xb"))
+            with contextlib.suppress(OSError):  # where nothing can be locked, nothing is stale
+                fcntl.flock(file, fcntl.LOCK_EX)
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
-def _read_bad(path: Path) -> dict[int, str]:
-    lines = path.read_text("utf-8", "surrogateescape").splitlines()
-    return {int(i): why for i, why in (line.split("\t", 1) for line in lines)}
+def _find(path: Path, bad_list: Path, n: int) -> tuple[np.memmap, dict[int, str]] | None:
+    """The array and the bad examples, or None if there is no array, or not that list of bad ones."""
+    if not path.exists():
+        return None
+    x = _open(path)
+    bad = _read_bad(bad_list) if len(x) < n and bad_list.exists() else {}
+    return (x, bad) if len(x) == n - len(bad) and all(0 <= i < n for i in bad) else None
 
 
 def _open(path: Path) -> np.memmap:
@@ -160,3 +199,12 @@ def _open(path: Path) -> np.memmap:
         return np.load(path, mmap_mode="r")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to decode again") from error
+
+
+def _read_bad(path: Path) -> dict[int, str]:
+    """The examples and why they are bad; none if it is no such list."""
+    try:
+        lines = path.read_text("utf-8", "surrogateescape").splitlines()
+        return {int(i): why for i, why in (line.split("\t", 1) for line in lines)}
+    except ValueError:
+        return {}

@@ -6,8 +6,9 @@
 
 The class is the first folder, or the first below the split; what is deeper does not count. One
 folder around all the others, as many zips have, is passed over. A split that has no folder is taken
-from the training images by a hash of their names: an image's split depends on its own path in the
-folder and on nothing else, so that adding images moves no other one.
+from the training images by a hash of their paths below all of these but the class: cat/1.jpg above,
+in a folder, in a zip, or in one folder more. An image's split depends on this path and on nothing
+else, so that adding images to the folders moves no other one.
 
 Images are decoded once, into an array in the cache that is mapped into memory from then on
 (`decoded`).
@@ -69,9 +70,9 @@ def folder(
     if on_bad_image not in ON_BAD_IMAGE:
         raise ValueError(f"config.data.on_bad_image is {on_bad_image!r}; set it to error or skip")
     listing = list_images(path)
-    splits, classes = _splits_and_classes(listing)  # errors here before decoding, which takes long
-    names, labels = _labels(listing, classes)
-    splits = _hold_out(listing, splits, validation_fraction, test_fraction)
+    splits, own = _splits_and_paths(listing)  # errors here before decoding, which takes long
+    names, labels = _labels(listing, own)
+    splits = _hold_out(splits, own, validation_fraction, test_fraction)
     decoded = _decode(listing, size, channels, cache, workers, ON_BAD_IMAGE[on_bad_image])
     splits = splits[decoded.index]
 
@@ -90,8 +91,8 @@ def folder(
     )
 
 
-def _splits_and_classes(listing: Listing) -> tuple[list[str], list[str]]:
-    """Each image's split, and its class, "" if it is in no class's folder."""
+def _splits_and_paths(listing: Listing) -> tuple[list[str], list[list[str]]]:
+    """Each image's split, and its own path: below the split and a folder around all, in parts."""
     parts = [name.split("/") for name in listing.names]
     while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
         if parts[0][0] in SPLITS:
@@ -99,24 +100,21 @@ def _splits_and_classes(listing: Listing) -> tuple[list[str], list[str]]:
         parts = [part[1:] for part in parts]
     top = {part[0] if len(part) > 1 else "" for part in parts}
     if "train" not in top and not top <= SPLITS.keys():  # without train, test may be a class
-        return ["train"] * len(parts), list(map(_class, parts))
+        return ["train"] * len(parts), parts
     for name, part in zip(listing.names, parts, strict=True):
         if len(part) == 1 or part[0] not in SPLITS:
             raise ValueError(
                 f"{listing.path} has a folder train, but {name} is in none of {', '.join(SPLITS)}; "
                 "move it there or out of config.data.path"
             )
-    return [SPLITS[part[0]] for part in parts], [_class(part[1:]) for part in parts]
-
-
-def _class(part: list[str]) -> str:
-    return part[0] if len(part) > 1 else ""
+    return [SPLITS[part[0]] for part in parts], [part[1:] for part in parts]
 
 
 def _labels(
-    listing: Listing, classes: list[str]
+    listing: Listing, own: list[list[str]]
 ) -> tuple[tuple[str, ...], Int[np.ndarray, "n"] | None]:
     """The classes' names in order, and each image's number among them; (), None if there are none."""
+    classes = [part[0] if len(part) > 1 else "" for part in own]
     names = sorted(set(classes))
     if names == [""]:
         return (), None
@@ -130,7 +128,7 @@ def _labels(
 
 
 def _hold_out(
-    listing: Listing, splits: list[str], validation_fraction: float, test_fraction: float
+    splits: list[str], own: list[list[str]], validation_fraction: float, test_fraction: float
 ) -> np.ndarray:
     """The splits, with training images moved to those that are missing."""
     moved = np.array(splits, object)
@@ -138,8 +136,8 @@ def _hold_out(
     # fraction, and both only grow with their own
     place = np.array(
         [
-            _uniform(name) if split == "train" else np.nan
-            for name, split in zip(listing.names, splits, strict=True)
+            _uniform("/".join(part)) if split == "train" else np.nan
+            for part, split in zip(own, splits, strict=True)
         ]
     )
     if "test" not in splits:
@@ -149,9 +147,9 @@ def _hold_out(
     return moved
 
 
-def _uniform(name: str) -> float:
-    """A number in [0, 1) from a name, as good as random."""
-    digest = hashlib.sha256(os.fsencode(name)).digest()
+def _uniform(path: str) -> float:
+    """A number in [0, 1) from a path, as good as random."""
+    digest = hashlib.sha256(os.fsencode(path)).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 
@@ -165,16 +163,11 @@ def _decode(
     try:
         shape = _shape(listing, channels) if size is None else (size, size, channels)
         fetch = functools.partial(_fetch, listing, size, channels, shape)
-        if not path.exists():
-            print(f"decoding {n} images of {listing.path} into {path}", file=sys.stderr, flush=True)
-        decoded = decode(fetch, n, shape, path, workers=workers, skip=skip)
+        what = f"images of {listing.path}"
+        decoded = decode(fetch, n, shape, path, what=what, workers=workers, skip=skip)
     except BadExampleError as error:
         raise ValueError(
             f"{error}; mend or remove it, or set config.data.on_bad_image to skip"
-        ) from error
-    except OSError as error:
-        raise OSError(
-            f"{path} cannot be made or read ({error}); set config.data.cache to another folder"
         ) from error
     if decoded.bad:
         print(

@@ -2,8 +2,8 @@
 
 The batch of a step is a pure function of (seed, step), as in `order`: workers share no state, a run
 that resumes asks for its next step, and the batches are those of a split that is on the devices.
-grain runs the workers. They leave SIGINT and SIGTERM, which a terminal or a scheduler sends to all
-processes of a run, to their parent, and end when it does.
+grain runs the workers. From their first moment on they leave SIGINT and SIGTERM, which a terminal
+or a scheduler sends to all processes of a run, to their parent, and they end when it does.
 """
 
 import contextlib
@@ -14,9 +14,8 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, parent_process, resource_tracker
 from typing import Any, TypeVar
 
 import jax
@@ -29,6 +28,8 @@ from score_jax.data.order import batch_indices
 AHEAD = 2  # results that each worker, or the thread, makes before they are asked for
 
 _SHARED = "/dev/shm"
+_STOP = {signal.SIGINT, signal.SIGTERM}  # meant for the parent, which saves and stops
+_SECONDS = 10.0  # to free shared memory, which takes about a millisecond
 
 T = TypeVar("T")
 
@@ -72,8 +73,10 @@ def in_order(
     """
     import grain  # takes a while to import: only who streams needs it
 
-    # grain reads this flag also where none were parsed, as in a notebook (grain issue 1355)
-    if (flag := "grain_enable_multiprocess_worker_profiling") in flags.FLAGS:
+    # grain reads this flag for each worker, also where none were parsed, as in a notebook, and fails
+    # (grain issue 1355): only there it is marked as given, with its default, and no other one is
+    flag = "grain_enable_multiprocess_worker_profiling"
+    if flag in flags.FLAGS and not flags.FLAGS.is_parsed():
         flags.FLAGS[flag].present = True
     workers = workers if _fits(workers, nbytes) else 0
     threads = 0 if workers else 1
@@ -87,17 +90,45 @@ def in_order(
         dataset = grain.experimental.ThreadPrefetchIterDataset(
             dataset.map(_own), prefetch_buffer_size=1
         )
+        resource_tracker.ensure_running()  # whichever thread starts it unblocks the signals there
     iterator = iter(dataset)
     try:
-        iterator.start_prefetch()
+        with _blocked_signals():
+            iterator.start_prefetch()
         yield iterator
     finally:
         iterator.close()
         if workers:
-            # grain leaves the last results in cycles, and a thread of its own frees their shared
-            # memory: ended before that, the program would end with a warning
-            gc.collect()
-            time.sleep(0.1)
+            _free(grain.multiprocessing.SharedMemoryArray)
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Threads and processes that are started inside never see the signals of `_STOP`.
+
+    A new thread has the mask of the one that starts it, and so has a process: grain's threads start
+    the workers, and a handler set in a worker would come seconds after its start. A signal to this
+    process waits, or goes to another of its threads; none is lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _free(kind: Any):
+    """Waits until no shared memory is left of results that nobody holds.
+
+    Else the program, ended before that, would end with a warning.
+
+    Args:
+      kind: grain's type of arrays in shared memory, which one thread of its own frees in turn.
+    """
+    gc.collect()  # grain leaves the last results in cycles
+    thread = getattr(kind, "_del_thread_pool", None)
+    if thread is not None:
+        thread.apply_async(int).wait(_SECONDS)  # comes after all that were let go before
 
 
 def _fits(workers: int, nbytes: int) -> bool:
@@ -124,9 +155,7 @@ def _own(tree: Any) -> Any:
 
 
 def _start_worker(_index: int, _count: int):
-    """Makes a worker end with its parent and only then, and keeps it off the accelerators."""
-    for signum in (signal.SIGINT, signal.SIGTERM):  # meant for the parent, which saves and stops
-        signal.signal(signum, signal.SIG_IGN)
+    """Makes a worker end with its parent, and keeps it off the accelerators."""
     jax.config.update("jax_platforms", "cpu")
     threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
 

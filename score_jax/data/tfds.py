@@ -23,7 +23,7 @@ from score_jax.data.splits import complete
 
 
 def tfds(
-    dataset: str | None = None,
+    dataset: str = "",
     folder: str = "~/tensorflow_datasets",
     size: int | None = None,
     train: str = "train",
@@ -54,7 +54,7 @@ def tfds(
     Raises:
       ValueError, FileNotFoundError: one line that names the set, the rule and the way out.
     """
-    if dataset is None:
+    if not dataset:
         raise ValueError("no set is named; set config.data.dataset, as in mnist")
     builder = _prepared(dataset, Path(folder).expanduser())
     names = _split_names(dataset, list(builder.info.splits), train, validation, test)
@@ -114,8 +114,9 @@ def _how_to_prepare(library, dataset: str, folder: Path) -> str:
     there = sorted(
         f"{p.parent.relative_to(folder)}" for p in folder.glob(f"{name}/**/features.json")
     )
+    only = f", only {', '.join(there)}" if there else ""
     return (
-        f"{dataset} is not prepared in {folder}, only {', '.join(there) or 'others'}; "
+        f"{dataset} is not prepared in {folder}{only}; "
         "set config.data.folder to where it is, or prepare "
         f"it where TensorFlow is, and copy ~/tensorflow_datasets/{name} to {folder}: "
         f"{_command(dataset)}"
@@ -207,17 +208,19 @@ def _read_split(
         one = library.features.FeaturesDict({name: features[name]})
         return functools.partial(_value, source, name, one, where)
 
-    def decoded_once(fetch, shape, *key):
+    def decoded_once(what, fetch, shape, *key):
         key = "-".join([builder.info.full_name, split, *key, _digest(builder)])
         path = cache / f"{key.replace('/', '-')}.npy"
-        return decode(fetch, len(source), shape, path, workers=workers).x
+        what = f"{what} of {where}"
+        return decode(fetch, len(source), shape, path, what=what, workers=workers).x
 
     fetch = functools.partial(_image, value(image), where, size, features[image].shape[-1])
     shape = fetch(None, 0).shape
-    x = decoded_once(functools.partial(fetch, shape), shape, image, f"size_{size}")
+    x = decoded_once("images", functools.partial(fetch, shape), shape, image, f"size_{size}")
     if label is None:
         return Split(x, None)
-    four_bytes = decoded_once(functools.partial(_label, value(label), where), (4,), label)
+    fetch = functools.partial(_label, value(label), where)
+    four_bytes = decoded_once("labels", fetch, (4,), label)
     return Split(x, np.array(four_bytes).view("<i4")[:, 0].astype(np.int32))
 
 
