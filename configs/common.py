@@ -33,31 +33,48 @@ def large_train(steps: int, every: int = 10_000, **options) -> dict:
     return defaults | options
 
 
-def score_sde(sde: str, /, **sections) -> ConfigDict:
+def score_sde(sde: str, n_dims: int, /, **sections) -> ConfigDict:
     """The training and sampling that Song et al. 2021 (arXiv 2011.13456, appendices G and H) share.
 
-    Continuous times and the standard loss. The numbers of VE are theirs times two: their images are
-    in [0, 1] for VE, ours in [-1, 1].
+    Continuous times and the standard loss. What differs: dequantization is on here, and their
+    bits/dim under sub-VP begin at t = 1e-5, where ours begin at the SDE's t_min.
+
+    Args:
+      sde: "vp", "sub_vp" or "ve". The noise levels of VE are theirs times two: their images are in
+        [0, 1] for VE, ours in [-1, 1].
+      n_dims: of an image. The loss here is a mean over dimensions, theirs under VE half the sum,
+        which they clip: `clip` and `eps` are scaled to take the same step.
     """
+    adam = dict(name="adam", lr=2e-4, warmup=5000, decay="constant")
+    # their last step ends at t = 1e-3, and then the noise is removed
     euler_maruyama = dict(
-        name="predictor_corrector", predictor="euler_maruyama", corrector="none", n_steps=1000
+        name="predictor_corrector",
+        predictor="euler_maruyama",
+        corrector="none",
+        n_steps=999,
+        t_end=1e-3,
     )
     langevin = dict(
         name="predictor_corrector",
         predictor="reverse_diffusion",
         corrector="langevin",
         snr=0.16,
-        n_steps=1000,
+        n_steps=999,
     )
     of_sde = {
-        "vp": dict(sde=dict(name="vp"), sample=euler_maruyama),
-        "sub_vp": dict(sde=dict(name="sub_vp"), sample=euler_maruyama),
-        "ve": dict(sde=dict(name="ve", sigma_min=0.02, sigma_max=100.0), sample=langevin),
+        "vp": dict(sde=dict(name="vp"), sample=euler_maruyama, optim=adam),
+        "sub_vp": dict(
+            sde=dict(name="sub_vp"), sample=euler_maruyama | dict(t_end=None), optim=adam
+        ),
+        "ve": dict(
+            sde=dict(name="ve", sigma_min=0.02, sigma_max=100.0),
+            sample=langevin,
+            optim=adam | dict(clip=2 / n_dims, eps=1e-8 * 2 / n_dims),
+        ),
     }
     defaults = dict(
         model=dict(output="eps", conditioning="t"),
         loss=STANDARD_LOSS,
-        optim=dict(name="adam", lr=2e-4, warmup=5000, decay="constant"),
         eval=dict(batch_size=256, rtol=1e-5, atol=1e-5),
     )
     return config(**defaults | of_sde[sde] | sections)
@@ -69,9 +86,10 @@ def score_sde_cifar10(sde: str, net: str, /, **sections) -> ConfigDict:
     They train on all 50,000 images; `--config.data.n_validation=1` comes near, 5,000 are held out here.
     """
     fourier = sde == "ve" and net.startswith("ncsnpp")
+    embedding = dict(embedding="fourier" if fourier else "positional")
     defaults = dict(
         data=dict(name="cifar10"),
-        net=dict(name=net) | (dict(embedding="fourier") if fourier else {}),
+        net=dict(name=net) | (embedding if net.startswith("ncsnpp") else {}),
         model=dict(output="eps", conditioning="log_sigma" if fourier else "t"),
         train=large_train(
             steps=950_000 if net.endswith("deep") else 1_300_000,
@@ -79,4 +97,4 @@ def score_sde_cifar10(sde: str, net: str, /, **sections) -> ConfigDict:
             ema=(0.999 if sde == "ve" else 0.9999,),
         ),
     )
-    return score_sde(sde, **defaults | sections)
+    return score_sde(sde, 32 * 32 * 3, **defaults | sections)

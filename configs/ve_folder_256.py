@@ -12,6 +12,7 @@ from configs import common
 def get_config():
     return common.score_sde(
         "ve",
+        256 * 256 * 3,
         data=dict(name="folder", size=256),
         # twice 348, the largest distance between two images of FFHQ in [0, 1]
         sde=dict(name="ve", sigma_min=0.02, sigma_max=696.0),
@@ -31,6 +32,7 @@ def get_config():
             predictor="reverse_diffusion",
             corrector="langevin",
             snr=0.075,
-            n_steps=2000,
+            n_steps=1999,
         ),
+        eval=dict(batch_size=16, rtol=1e-5, atol=1e-5),
     )

@@ -7,6 +7,7 @@ saved config is complete and each of its values can be overridden by name.
 
 import difflib
 import inspect
+import math
 import sys
 import types
 import typing
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
-import diffrax
 import jax.numpy as jnp
 import optax
 
@@ -25,6 +25,7 @@ from score_jax import (
     optim,
     parallel,
     predict,
+    samplers,
     sampling,
     sde,
     solve,
@@ -85,6 +86,7 @@ class ModelOptions(NamedTuple):
 GRIDS = {
     "uniform": grids.uniform,
     "log_snr": grids.log_snr,
+    "quadratic": grids.quadratic,
     "power": grids.power,
     "log_normal": grids.log_normal,
 }
@@ -124,13 +126,7 @@ SECTIONS: dict[str, Any] = {
     "loss": {"denoising": losses.denoising},
     "optim": {"adam": optim.adam},
     "train": train.Options,
-    "sample": {
-        "ddim": sampling.ddim,
-        "euler_maruyama": sampling.euler_maruyama,
-        "predictor_corrector": sampling.predictor_corrector,
-        "probability_flow": sampling.probability_flow,
-        "reverse_sde": sampling.reverse_sde,
-    },
+    "sample": sampling.DRAWS,
     "eval": EvalOptions,
 }
 
@@ -148,6 +144,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "reverse_sde.solver": solve.SDE_SOLVERS,
     "predictor": sampling.PREDICTORS,
     "corrector": sampling.CORRECTORS,
+    "variance": samplers.VARIANCES,
+    "threshold": sampling.THRESHOLDS,
     "toy2d.shape": SHAPES,
     "on_bad_image": ON_BAD_IMAGE,
 } | unet.CHOICES
@@ -173,12 +171,24 @@ RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
         "at least 0",
         lambda v: v >= 0,
         {"log_every", "eval_every", "sample_every", "save_every", "warmup", "clip", "weight_decay"}
-        | {"noise", "pad", "resident_gib", "workers", "cosine.s", "n_test"},
+        | {"noise", "pad", "resident_gib", "workers", "cosine.s", "n_test"}
+        | {"churn", "s_min", "s_noise"},
     ),
     (
         "greater than 0",
         lambda v: v > 0,
-        {"lr", "eps", "rtol", "atol", "sigma_data", "snr", "fourier_scale"}
+        {
+            "lr",
+            "eps",
+            "rtol",
+            "atol",
+            "sigma_data",
+            "snr",
+            "fourier_scale",
+            "step",
+            "t_end",
+            "s_max",
+        }
         | {"beta_min", "beta_max", "sigma_min", "sigma_max"},
     ),
     (
@@ -195,10 +205,14 @@ RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
     ("even and at least 4", lambda v: v >= 4 and v % 2 == 0, {"channels", "width"}),
     ("at least 0 and less than 2**32", lambda v: 0 <= v < 2**32, {"seed"}),
     ("at least 10", lambda v: v >= 10, {"toy2d.n"}),  # a tenth of it is validation
-    ("at least 2", lambda v: v >= 2, {"n_betas"}),
+    ("at least 2", lambda v: v >= 2, {"n_betas", "n_levels"}),
+    ("greater than 0 and at most 100", lambda v: 0 < v <= 100, {"percentile"}),
     ("at least 2 and at most 256", lambda v: 2 <= v <= 256, {"levels"}),
     ("1 or 3", lambda v: v in (1, 3), {"folder.channels"}),
 )
+
+# of an implicit solver, which takes one evaluation for each dimension
+_LARGEST_JACOBIAN = 256
 
 # arguments of networks that their section does not set: flax's own, what follows from the data,
 # and what the train section sets
@@ -269,7 +283,8 @@ def _resolve_section(section: str, values: Any) -> dict[str, Any]:
             resolved[option] = _chosen(where, next(named, value), choices)
     for low in resolved:
         high = low.removesuffix("min") + "max"
-        if low.endswith("_min") and high in resolved and not resolved[low] < resolved[high]:
+        ends = resolved[low], resolved.get(high)
+        if low.endswith("_min") and ends[1] is not None and not ends[0] < ends[1]:
             raise ConfigError(
                 f"config.{section}.{low} is {resolved[low]}; it must be less than {high}, {resolved[high]}"
             )
@@ -416,6 +431,12 @@ def _check_combination(config, options: train.Options, model_options: ModelOptio
                 f"config.net.combine is 'cat', which is for config.net.progressive_input='input_skip', "
                 f"not {net['progressive_input']!r}; set it to 'sum'"
             )
+    conditioning = model_options.conditioning
+    if net.get("embedding") == "fourier" and conditioning not in ("log_sigma", "edm"):
+        raise ConfigError(
+            f"config.model.conditioning is {conditioning!r}, but config.net.embedding is 'fourier', made "
+            "for a logarithm of sigma; set conditioning to log_sigma, or embedding to positional"
+        )
     if options.flip and not is_image:
         raise ConfigError(
             f"config.train.flip is True, but {data.name} has no images; set it to False"
@@ -440,11 +461,20 @@ def _check_combination(config, options: train.Options, model_options: ModelOptio
                 f"config.{section}.grid is 'log_normal', a density of training times; "
                 f"choose from {', '.join(name for name in GRIDS if name != 'log_normal')}"
             )
-        solver, n_steps = (config[section].get(option, 1) for option in ("solver", "n_steps"))
-        if n_steps is None and not issubclass(
-            solve.ODE_SOLVERS[solver], diffrax.AbstractAdaptiveSolver
-        ):
+        solver, n_steps = config[section].get("solver", ""), config[section].get("n_steps", 1)
+        if n_steps is None and not solve.adapts(solver):
             raise ConfigError(
                 f"config.{section}.solver is {solver!r}, which cannot adapt its steps; "
                 f"set config.{section}.n_steps"
             )
+        size = math.prod(data.shape)
+        if size > _LARGEST_JACOBIAN and solve.is_implicit(solver):
+            raise ConfigError(
+                f"config.{section}.solver is {solver!r}, whose Jacobian would have {size} columns; "
+                f"it is for at most {_LARGEST_JACOBIAN} dimensions; choose 'tsit5'"
+            )
+    if sample["threshold"] != "none" and data.levels is None:
+        raise ConfigError(
+            f"config.sample.threshold is {sample['threshold']!r}, for images in [-1, 1], which "
+            f"{data.name} has not; set it to 'none'"
+        )

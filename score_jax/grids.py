@@ -6,7 +6,8 @@ uniformly, so that t = grid(u) has the density |du / dt| and the integral of h o
 |dt / du|].
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,32 @@ def power(sde: SDE, rho: float = 7.0) -> Grid:
     largest, smallest = log_snr_ends(sde)
     start, end = jnp.exp(-0.5 / rho * smallest), jnp.exp(-0.5 / rho * largest)
     return lambda u: sde.time_of_log_snr(-2 * rho * jnp.log(start + u * (end - start)))
+
+
+def quadratic(sde: SDE) -> Grid:
+    """Uniform in sqrt(t): DDIM's quadratic sub-sequence (Song et al. 2021, arXiv 2010.02502, appendix D.2).
+
+    Between uniform in t and uniform in log-SNR where t is a step's number, as under `sde.ddpm` and
+    `sde.vp`. Under `sde.edm`, whose t is sigma, it is `power` at rho = 2.
+    """
+    start, end = math.sqrt(sde.t_max), math.sqrt(sde.t_min)
+    return lambda u: jnp.square((1 - u) * start + u * end)
+
+
+def piecewise(log_snrs: Sequence[float] | Array) -> Callable[[SDE], Grid]:
+    """Log-SNR linear in u between increasing values at equal distances: the grids that `gridsearch` finds.
+
+    The first and the last value are replaced by the SDE's ends.
+    """
+
+    def make(sde):
+        largest, smallest = log_snr_ends(sde)
+        inner = jnp.asarray(log_snrs)[1:-1]
+        values = jnp.concatenate([jnp.atleast_1d(smallest), inner, jnp.atleast_1d(largest)])
+        u_values = jnp.linspace(0.0, 1.0, len(values))
+        return lambda u: sde.time_of_log_snr(jnp.interp(u, u_values, values))
+
+    return make
 
 
 def log_normal(sde: SDE, mean: float = -1.2, std: float = 1.2) -> Grid:

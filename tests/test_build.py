@@ -149,17 +149,35 @@ def experiment_of(request, monkeypatch):
     return make
 
 
-def test_every_config_builds_its_model_at_published_width(experiment_of):
+NETWORKS = ("ddpm", "ddpmpp", "ddpmpp_deep", "ncsnpp", "ncsnpp_deep")
+# millions of parameters: of Song et al.'s networks by hand in test_nets, of EDM's as published
+# (55.7 with an input for its augmentation, of 9 x 128 weights)
+MILLIONS = {
+    f"{sde}_cifar10_{net}": millions
+    for sde in ("vp", "ve", "subvp")
+    for net, millions in zip(NETWORKS, (35.7, 61.8, 106.6, 62.7, 107.5), strict=True)
+} | {
+    "ve_cifar10_ncsnpp": 62.8,  # with Fourier features, of which there are twice as many
+    "ve_cifar10_ncsnpp_deep": 107.6,
+    "vp_cifar10": 35.7,
+    "subvp_cifar10_scoreflow": 106.6,
+    "edm_cifar10": 55.7,
+    "ve_folder_256": 65.6,
+}
+
+
+def test_every_config_builds_its_model_at_published_width(experiment_of, request):
     experiment = experiment_of(SIZES, lambda config: config)
-    shape = experiment.data.shape
-
-    def predict(key):
-        params = experiment.model.init(key, shape)
-        label = jnp.zeros(2, jnp.int32) if experiment.labels else None
-        return experiment.model.predict(params, jnp.zeros((2, *shape)), jnp.full(2, 0.5), label)
-
-    prediction = jax.eval_shape(predict, jax.random.key(0))
-    assert prediction.x0.shape == prediction.eps.shape == (2, *shape)
+    key, shape = jax.random.key(0), experiment.data.shape
+    params = jax.eval_shape(lambda key: experiment.model.init(key, shape), key)
+    expected = MILLIONS.get(request.node.callspec.id)
+    if expected is not None:
+        millions = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+        assert round(millions, 1) == expected
+    x, t, label = jnp.zeros((2, *shape)), jnp.full(2, 0.5), jnp.zeros(2, jnp.int32)
+    if expected is None:  # the same networks are traced often enough
+        prediction = jax.eval_shape(experiment.model.predict, params, x, t, label)
+        assert prediction.x0.shape == prediction.eps.shape == (2, *shape)
 
 
 def narrow(config):
@@ -206,14 +224,8 @@ def test_every_config_takes_a_step(experiment_of):
 
 
 def test_there_are_configs():
-    networks = ("ddpm", "ddpmpp", "ddpmpp_deep", "ncsnpp", "ncsnpp_deep")
-    assert {path.stem for path in CONFIGS} >= {
-        f"{sde}_cifar10_{net}" for sde in ("vp", "ve", "subvp") for net in networks
-    } | {
-        "subvp_cifar10_scoreflow",
-        "edm_cifar10",
+    assert {path.stem for path in CONFIGS} >= MILLIONS.keys() | {
         "flow_cifar10",
-        "ve_folder_256",
         "vp_digits",
         "vp_fashion_mnist",
         "subvp_fashion_mnist",
@@ -228,7 +240,7 @@ def test_there_are_configs():
 def test_every_config_comes_back_equal_from_a_folder(path, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(CHECKOUT), *sys.path])
     config = build.resolve(runpy.run_path(str(path))["get_config"]().to_dict())
-    workdir.record(tmp_path, config)
+    workdir.record(tmp_path, config, "a fingerprint")
     saved = workdir.load_config(tmp_path)
     assert saved == config
     assert build.resolve(saved) == config

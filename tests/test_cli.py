@@ -123,7 +123,7 @@ DIGITS_OVERRIDES = {
     "unknown loss": ("loss.name=dsm", "config.loss.name is 'dsm'", "denoising"),
     "unknown optimizer": ("optim.name=adan", "config.optim.name is 'adan'", "mean adam?"),
     "unknown sampler": ("sample.name=ddpm", "config.sample.name is 'ddpm'", "mean ddim?", "reverse_sde"),
-    "unknown grid": ("loss.grid=karras", "config.loss.grid is 'karras'", "uniform, log_snr, power"),
+    "unknown grid": ("loss.grid=karras", "config.loss.grid is 'karras'", "uniform, log_snr, quadratic"),
     "unknown weight": ("loss.weight=snr", "config.loss.weight is 'snr'", "simple, likelihood"),
     "unknown output": ("model.output=noise", "config.model.output is 'noise'", "eps"),
     "unknown conditioning": ("model.conditioning=sigma", "config.model.conditioning", "t, log_snr"),
@@ -135,6 +135,13 @@ DIGITS_OVERRIDES = {
         "config.sample.solver is 'heun'",
         "shark",
     ),
+    "unknown threshold": ("sample.threshold=dynamik", "'dynamik'", "mean dynamic?", "none, static"),
+    "unknown variance": (
+        "sample.name=ancestral --config.sample.variance=tiny",
+        "config.sample.variance is 'tiny'",
+        "small, large",
+    ),
+    "option of another sampler": ("sample.solver=heun", "config.sample.solver", "of ddim", "eta"),
     # types
     "text for a number": ("optim.lr=fast", "config.optim.lr is 'fast'", "a number"),
     "text for an integer": ("train.steps=many", "config.train.steps is 'many'", "an integer"),
@@ -168,6 +175,12 @@ DIGITS_OVERRIDES = {
     "negative clip": ("optim.clip=-1", "config.optim.clip is -1.0", "at least 0"),
     "average that never moves": ("train.ema=1.0", "config.train.ema is (1.0,)", "less than 1"),
     "dropout of everything": ("net.dropout=1", "config.net.dropout is 1.0", "less than 1"),
+    "percentile above 100": ("sample.percentile=101", "percentile is 101.0", "at most 100"),
+    "one noise level": (
+        "sample.name=annealed_langevin --config.sample.n_levels=1",
+        "config.sample.n_levels is 1",
+        "at least 2",
+    ),
     "eta above 1": ("sample.eta=2", "config.sample.eta is 2.0", "at most 1"),
     "odd width": ("net.channels=3", "config.net.channels is 3", "even"),
     "multiplier 0": ("net.multipliers=1,0", "config.net.multipliers is (1, 0)", "at least 1"),
@@ -191,6 +204,18 @@ DIGITS_OVERRIDES = {
         "sample.name=probability_flow --config.sample.solver=euler",
         "'euler'",
         "set config.sample.n_steps",
+    ),
+    "fixed-step solver of an SDE without steps": (
+        "sample.name=reverse_sde --config.sample.solver=euler --config.sample.n_steps=None",
+        "'euler'",
+        "set config.sample.n_steps",
+    ),
+    "no number of steps for a sampler of steps": ("sample.n_steps=None", "an integer"),
+    "Jacobian of images": (
+        "eval.solver=kvaerno5 --config.data.name=fashion_mnist",
+        "config.eval.solver is 'kvaerno5'",
+        "784 columns",
+        "'tsit5'",
     ),
     # data
     "missing data folder": (
@@ -222,6 +247,12 @@ TOY_OVERRIDES = {
         "toy2d_checkerboard has no labels",
     ),
     "unknown shape": ("data.shape=moon", "config.data.shape is 'moon'", "did you mean moons?"),
+    "threshold of points": (
+        "sample.threshold=static",
+        "config.sample.threshold is 'static'",
+        "toy2d_moons has not",
+        "'none'",
+    ),
     "too few points": ("data.n=9", "config.data.n is 9", "at least 10"),
 }
 
@@ -257,6 +288,25 @@ ARGUMENTS = {
     "unknown split": ("eval", ["--workdir=x", "--split=dev"], "--split=dev", "validation"),
     "no samples": ("sample", ["--workdir=x", "--n=0"], "--n=0", "positive"),
     "unknown picture format": ("sample", ["--workdir=x", "--out=a.gif"], "--out=a.gif", ".npz"),
+    "unknown sampler, in short": (
+        "sample",
+        ["--workdir=x", "--sampler=dpmpp2m"],
+        "--sampler=dpmpp2m is no sampler; did you mean dpmpp_2m?",
+        "choose from ddim, ancestral",
+    ),
+    "two samplers": (
+        "sample",
+        ["--workdir=x", "--sampler=ddim", "--config.sample.name=ancestral"],
+        "--sampler=ddim contradicts --config.sample.name=ancestral",
+        "one of them",
+    ),
+    "two numbers of steps": (
+        "sample",
+        ["--workdir=x", "--steps=5", "--config.sample.n_steps=6"],
+        "--steps=5 contradicts --config.sample.n_steps=6",
+    ),
+    "no steps, in short": ("sample", ["--workdir=x", "--steps=0"], "--steps=0", "positive"),
+    "negative temperature": ("sample", ["--workdir=x", "--temperature=-1"], "--temperature=-1"),
     "negative label": ("sample", ["--workdir=x", "--label=-1"], "--label=-1", "non-negative"),
 }
 
@@ -296,7 +346,11 @@ CONFIG_SECTIONS = {
         "set one of them",
     ),
     "solver on a density of training times": (
-        "eval=dict(grid='log_normal')", "config.eval.grid is 'log_normal'", "uniform, log_snr, power",
+        "eval=dict(grid='log_normal')", "config.eval.grid is 'log_normal'", "uniform, log_snr, quadratic",
+    ),
+    "Fourier features of a time": (
+        "net=dict(name='ncsnpp', multipliers=(1, 1))",
+        "config.model.conditioning is 'log_snr'", "embedding is 'fourier'", "set conditioning to log_sigma",
     ),
     "concatenation of nothing": (
         "net=dict(name='ncsnpp', combine='cat', multipliers=(1, 1))",
@@ -388,7 +442,7 @@ def test_what_the_run_fixes_cannot_be_overridden_later(script, section, override
         line,
         [
             f"config.{override.split('=')[0]} is fixed",
-            f"only config.{section} and the data's folder can",
+            f"only config.{section} and where the data are can",
         ],
     )
 
@@ -402,6 +456,31 @@ def test_a_label_needs_a_model_that_knows_it(saved, refused):
     write_run(saved, model={"class_conditional": True})
     line = refused("sample", "--workdir=run", "--label=10")
     assert_holds(line, ["--label=10", "knows 10 classes, from 0"])
+
+
+def test_a_grid_is_searched_for_a_fixed_number_of_steps(saved, refused, monkeypatch):
+    monkeypatch.setattr("score_jax.run.averaged_params", lambda *args: (1, {}))
+    write_run(saved)
+    line = refused("sample", "--workdir=run", "--sampler=probability_flow", "--search_grid")
+    assert_holds(line, ["--search_grid", "fixed number of steps", "--steps"])
+
+
+def test_the_list_of_samplers_names_each_with_its_order_evaluations_and_source(capsys):
+    """Needs no run; a name is what --sampler takes, one with solvers has a row for each."""
+    code = call("sample", "--list")
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["SAMPLER", "ORDER", "EVALUATIONS", "A", "STEP", "SOURCE"]
+    assert {row[0] for row in rows[1:]} == set(build.SECTIONS["sample"])
+    by_name = {" ".join(row[:2]) if "=" in row[1] else row[0]: row for row in rows}
+    assert by_name["ddim"][1:3] == ["1", "1"] and "2010.02502," in by_name["ddim"]
+    assert by_name["ancestral"][1:4] == ["weak", "1", "1"]
+    assert by_name["edm_heun"][1:3] == ["2", "2"]
+    assert by_name["probability_flow solver=tsit5"][2:4] == ["5", "6"]
+    assert by_name["reverse_sde solver=spark"][2:5] == ["weak", "2", "3"]
+    solvers = {name.partition("=")[2] for name in by_name if "=" in name}
+    assert solvers == {*build.solve.ODE_SOLVERS, *build.solve.SDE_SOLVERS}
 
 
 @pytest.mark.parametrize("out", ["file.png/a.png", "folder.png"])

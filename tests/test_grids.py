@@ -13,6 +13,7 @@ from score_jax import sde as sdes
 GRIDS = {
     "uniform": grids.uniform,
     "log_snr": grids.log_snr,
+    "quadratic": grids.quadratic,
     "power": grids.power,
     "log_normal": grids.log_normal,
 }
@@ -31,7 +32,7 @@ def test_a_grid_falls_from_t_max_to_t_min(x64, sde, make):
     assert np.all(np.diff(t) < 0)
 
 
-@pytest.mark.parametrize("make", [grids.uniform, grids.log_snr, grids.power])
+@pytest.mark.parametrize("make", [grids.uniform, grids.log_snr, grids.quadratic, grids.power])
 def test_the_integral_over_time_is_the_mean_under_the_grid_over_its_density(x64, sde, make):
     """With h = 3 t^2, whose integral is t_max^3 - t_min^3; the midpoint rule in u is of order 2.
 
@@ -113,6 +114,35 @@ def test_the_power_grid_is_karras_noise_levels_under_ve(x64):
     i = np.arange(n)
     a, b = 80 ** (1 / rho), 0.002 ** (1 / rho)
     np.testing.assert_allclose(sigma, (a + i / (n - 1) * (b - a)) ** rho, rtol=1e-9)
+
+
+def test_the_quadratic_grid_is_ddims_sub_sequence(x64):
+    """tau_i = c i^2 of arXiv 2010.02502, appendix D.2, counted from the data, where t_min is 0."""
+    sde, n = sdes.ve(), 10
+    t = grids.quadratic(sde)(jnp.linspace(0.0, 1.0, n + 1))
+    np.testing.assert_allclose(t[::-1], (np.arange(n + 1) / n) ** 2, atol=1e-12)
+    edm = sdes.edm()
+    u = jnp.linspace(0.0, 1.0, 7)
+    np.testing.assert_allclose(grids.quadratic(edm)(u), grids.power(edm, 2.0)(u), rtol=1e-9)
+
+
+def test_a_piecewise_grid_visits_its_log_snrs_and_the_ends(x64, sde):
+    largest, smallest = sdes.log_snr_ends(sde)
+    values = [-99.0, -2.0, 1.0, 1.5, 99.0]
+    grid = grids.piecewise(values)(sde)
+    found = sdes.log_snr(sde, grid(jnp.linspace(0.0, 1.0, 9)))
+    expected = [
+        smallest,
+        (smallest - 2) / 2,
+        -2.0,
+        -0.5,
+        1.0,
+        1.25,
+        1.5,
+        (1.5 + largest) / 2,
+        largest,
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_reverse_walks_the_same_grid_upwards(x64, sde, make):

@@ -213,11 +213,10 @@ def test_the_noise_is_normal_and_fresh_in_every_step(name):
 
 @pytest.mark.parametrize("sde_name", SDES)
 @pytest.mark.parametrize(
-    "name",
-    ["ddim", "ancestral", "ancestral, large", "reverse diffusion", "euler", "euler-maruyama"],
+    "name", ["ancestral, large", "reverse diffusion", "euler", "euler-maruyama"]
 )
 def test_the_covariance_converges_to_the_data_at_order_one(x64, sde_name, name):
-    """By the recursion, which the samplers follow to rounding.
+    """By the recursion, which the samplers follow to rounding. DDIM's order is the same under every SDE.
 
     Euler-Maruyama under VE in equal steps of log-SNR, which there are equal steps of t, is of order
     two: its error's first-order coefficient is the integral of an exact derivative that is zero at
@@ -236,15 +235,6 @@ def test_the_covariance_converges_to_the_data_at_order_one(x64, sde_name, name):
     assert fine < 0.07
     order = 2 if (name, sde_name) == ("euler-maruyama", "ve") else 1
     np.testing.assert_allclose(coarse / fine, 2.0**order, rtol=0.1)
-
-
-def test_ddim_converges_to_the_flow_map_at_order_one(x64):
-    sde = sdes.vp()
-    x, keys = prior(3, sde, jax.random.key(1)), jax.random.split(jax.random.key(0), 3)
-    true = GAUSSIAN.flow(x, *ends(sde))
-    run = jax.jit(lambda ts: samplers.sample(keys, samplers.ddim(sde), perfect(sde), x, ts))
-    error = lambda n: np.linalg.norm(run(times(sde, n)) - true)
-    np.testing.assert_allclose(error(100) / error(200), 2.0, rtol=0.05)
 
 
 # correctors
@@ -606,7 +596,7 @@ def counting(field, calls):
 
 
 @pytest.mark.parametrize("n_steps", [None, 10], ids=["adaptive", "fixed"])
-@pytest.mark.parametrize("solver", solve.ODE_SOLVERS)
+@pytest.mark.parametrize("solver", [s for s in solve.ODE_SOLVERS if not solve.is_implicit(s)])
 def test_ode_reports_the_evaluations_it_makes(solver, n_steps):
     if solver == "euler" and n_steps is None:
         pytest.skip("Euler has no error estimate to adapt to")

@@ -155,6 +155,35 @@ def test_samples_are_the_same_in_a_file_in_a_picture_and_in_a_smaller_number(hom
         np.testing.assert_array_equal(np.round(tile / 255 * 16), image)
 
 
+def test_a_sampler_and_its_steps_may_be_given_in_short(home, run):
+    args = ["--workdir=runs/tiny", "--n=4"]
+    short = call(home, "sample", *args, "--out=short.npz", "--sampler=dpmpp_2m", "--steps=3")
+    assert short == "4 samples at step 6, 3 evaluations each: short.npz\n"
+    long = ["--config.sample.name=dpmpp_2m", "--config.sample.n_steps=3"]
+    call(home, "sample", *args, "--out=long.npz", *long, "--steps=3")
+    with np.load(home / "short.npz") as one, np.load(home / "long.npz") as other:
+        np.testing.assert_array_equal(one["x"], other["x"])
+
+
+def test_a_temperature_of_0_starts_all_samples_of_a_class_alike(home, run):
+    args = ["--workdir=runs/tiny", "--n=3", "--label=1", "--out=cold.npz", "--temperature=0"]
+    call(home, "sample", *args)
+    with np.load(home / "cold.npz") as file:
+        assert len({image.tobytes() for image in file["x"]}) == 1
+
+
+def test_a_searched_grid_is_kept_with_the_run_and_used_again(home, run):
+    args = ["--workdir=runs/tiny", "--n=4", "--out=grid.npz", "--search_grid"]
+    first = call(home, "sample", *args)
+    file = run / "eval" / "grid_ddim_2.json"
+    saved, written = json.loads(file.read_text()), file.stat().st_mtime_ns
+    assert saved["error"] <= min(saved["errors"].values())
+    assert len(saved["log_snrs"]) == 3 and saved["settings"]["step"] == 6
+    assert first.startswith(f"runs/tiny/eval/grid_ddim_2.json: error {saved['error']:.2g} instead")
+    assert call(home, "sample", *args) == first
+    assert file.stat().st_mtime_ns == written
+
+
 def test_a_run_is_sampled_on_more_devices_than_its_batch_divides_into(home, run):
     args = ["--workdir=runs/tiny", "--n=4", "--label=3", "--out=three.npz"]
     call(home, "sample", *args, devices=3)

@@ -1,7 +1,7 @@
 """Networks, called as net(x, c, label=None, *, keys=None) -> an array of x's shape.
 
-c [b] tells how noisy each x is (see `model.CONDITIONING`): 0 to 1000 at most, or, for networks with
-a Fourier embedding, log sigma. label [b] is a class, 0 to n_classes - 1, or n_classes for "no
+c [b] tells how noisy each x is (see `model.CONDITIONING`): 0 to 1000 at most, or a logarithm of
+sigma, as networks with a Fourier embedding need it. label [b] is a class, 0 to n_classes - 1, or n_classes for "no
 class"; None is "no class" for all, and a network with n_classes = 0 ignores it. keys, one per
 example, switch dropout on.
 """
