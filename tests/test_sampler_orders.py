@@ -185,6 +185,8 @@ def affine(monkeypatch, sampler, predict, sde, lo, hi):
 NOISY = {
     "ancestral": (samplers.ancestral, 1.0, 1),
     "reverse_diffusion": (samplers.reverse_diffusion, 1.0, 1),
+    "reverse_diffusion, 1/2": (lambda sde: samplers.reverse_diffusion(sde, noise=0.5), 0.5, 1),
+    "reverse_diffusion, 0": (lambda sde: samplers.reverse_diffusion(sde, noise=0.0), 0.0, 1),
     "euler_maruyama": (samplers.euler_maruyama, 1.0, 1),
     "euler_maruyama, 1/2": (lambda sde: samplers.euler_maruyama(sde, noise=0.5), 0.5, 1),
     "ddim, 1/2": (lambda sde: samplers.ddim(sde, eta=0.5), 0.5, 1),

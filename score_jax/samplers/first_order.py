@@ -44,16 +44,20 @@ def euler_maruyama(sde: SDE, *, noise: float = 1.0) -> Sampler:
     return Sampler(init=lambda x: None, step=step, evaluations=1)
 
 
-def reverse_diffusion(sde: SDE) -> Sampler:
+def reverse_diffusion(sde: SDE, *, noise: float = 1.0) -> Sampler:
     """The forward SDE's discrete step turned around; weak order 1 (Song et al. 2021, arXiv 2011.13456, eq. 46).
 
-    x_s = (2 - alpha_ts) x + var_ts score + sqrt(var_ts) z.
+    x_s = (2 - alpha_ts) x + (1 + c^2) / 2 var_ts score + c sqrt(var_ts) z.
+
+    Args:
+      noise: the level c of `dynamics`; 1 is the paper's predictor, 0 the one for its ODE.
     """
 
     def step(keys, predict, x, t, s, carry):
         alpha_ts, var_ts = transition(sde, t, s)
-        x = (2 - alpha_ts) * x + var_ts * score_at(sde, predict, x, t)
-        return x + jnp.sqrt(var_ts) * shapes.normal(keys, x), carry
+        weight = 0.5 * (1 + noise**2) * var_ts
+        x = (2 - alpha_ts) * x + weight * score_at(sde, predict, x, t)
+        return (x + noise * jnp.sqrt(var_ts) * shapes.normal(keys, x) if noise else x), carry
 
     return Sampler(init=lambda x: None, step=step, evaluations=1)
 
@@ -69,7 +73,7 @@ def ancestral(sde: SDE, *, variance: str = "small") -> Sampler:
     """DDPM's sampler, for every linear SDE; weak order 1 (Ho et al. 2020, arXiv 2006.11239, algorithm 2).
 
     x_s = (x + var_ts score) / alpha_ts + noise; the mean is that of x_s given x_t and the predicted
-    x0.
+    x0. Levels of noise between the ODE and "small" are eta of `ddim`.
 
     Args:
       variance: of the noise, one of VARIANCES: "small" is that of x_s given x_t and x0, var_ts
