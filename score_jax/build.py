@@ -455,6 +455,13 @@ def _check_combination(config, options: train.Options, model_options: ModelOptio
         raise ConfigError(
             "config.sample.predictor and corrector are both 'none', which draws nothing; set one of them"
         )
+    if (t_end := sample.get("t_end")) is not None:
+        built = _make(config, "sde")
+        if not built.t_min < t_end < built.t_max:
+            raise ConfigError(
+                f"config.sample.t_end is {t_end}; it must be between the SDE's t_min, {built.t_min}, "
+                f"and t_max, {built.t_max}; None ends at t_min"
+            )
     for section in ("sample", "eval"):
         if config[section]["grid"] == "log_normal":
             raise ConfigError(

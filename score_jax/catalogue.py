@@ -18,7 +18,7 @@ _SDE_SOURCES = {
     "euler": ("weak 1", "Maruyama 1955"),
     "shark": ("weak 2", "Foster et al. 2023, arXiv 2210.17543"),
     "sra1": ("weak 2", "Roessler 2010"),
-    "spark": ("weak 2", "Foster 2023, arXiv 2311.14201"),
+    "spark": ("weak 2", "Foster & Jelincic 2023, arXiv 2311.14201"),
 }
 
 
@@ -44,7 +44,9 @@ def rows() -> list[Row]:
             "1 + corrector_steps",
             "Song et al. 2021, arXiv 2011.13456, algorithm 1",
         ),
-        Row("annealed_langevin", "-", "1", "Song & Ermon 2019, arXiv 1907.05600, algorithm 1"),
+        Row(
+            "annealed_langevin", "-", "n_levels", "Song & Ermon 2019, arXiv 1907.05600, algorithm 1"
+        ),
     ]
     by_ode = [
         Row(

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from score_jax import grids, shapes
+from score_jax import exact, grids, shapes
 from score_jax.sde import SDE, log_snr
 from score_jax.types import Keys, Params, PredictFn
 
@@ -39,6 +39,14 @@ class Found(NamedTuple):
     errors: dict[str, float]
 
 
+def has_noise(draw: Callable, sde: SDE) -> bool:
+    """Whether samples of a draw of `sampling` depend on its keys besides their starts, tried on a 2-D Gaussian."""
+    predict = exact.predictor(sde, exact.gaussian(jnp.zeros(2), np.eye(2)))
+    run = jax.jit(lambda keys, x: draw(keys, sde, predict, x, jnp.zeros(2, int)).x)
+    keys, x = jax.random.split(jax.random.key(0), 2), sde.sigma(jnp.asarray(sde.t_max)) * jnp.eye(2)
+    return not np.array_equal(run(keys, x), run(shapes.fold_in(keys, 1), x), equal_nan=True)
+
+
 def of_draw(
     keys: Keys,
     draw: Callable,
@@ -59,7 +67,7 @@ def of_draw(
       bind: gives `predict` for params.
       n_parts: parts in which log-SNR is linear; more than there are steps have no use.
     Raises:
-      ValueError: the draw has noise.
+      ValueError: the draw has noise, or the reference fails.
     """
 
     def run(log_snrs, params, keys):
@@ -67,12 +75,15 @@ def of_draw(
 
     u = jnp.linspace(0.0, 1.0, n_parts + 1)
     starts = {name: log_snr(sde, make(sde)(u)) for name, make in _STARTS.items()}
-    once = jax.jit(run)
-    first = starts["log_snr"], params
-    if not np.array_equal(once(*first, keys), once(*first, shapes.fold_in(keys, 1))):
+    if has_noise(draw, sde):
         raise ValueError("a sampler with noise has no error to search a grid by; take one without")
-    target = jax.jit(lambda params: reference(keys, sde, bind(params), x, label).x)(params)
-    return search(run, (params, keys), target, starts)
+    target = jax.jit(lambda params: reference(keys, sde, bind(params), x, label))(params)
+    if failed := int(np.sum(~target.ok)):
+        raise ValueError(
+            f"the reference failed on {failed} of {len(x)} samples, so no error of a grid is known; "
+            "take one of the grids with a name"
+        )
+    return search(run, (params, keys), target.x, starts)
 
 
 def search(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import diffrax
 import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import lineax
 from jax import Array
@@ -25,6 +26,30 @@ from score_jax.types import Key, Keys
 _ITERATIONS = 4
 # of adaptive steps of an SDE, as a power of two: the tree resolves a Brownian path down to half of it
 _SMALLEST_STEP = 2.0**-16
+
+
+class _Dense(lineax.AbstractLinearSolver):
+    """Solves with a square matrix in full.
+
+    lineax's own solvers ask that a vector's type is the operator's to the letter, sharding included,
+    which it is not under `jax.pmap`.
+    """
+
+    def init(self, operator, options):
+        return operator.as_matrix()
+
+    def compute(self, state, vector, options):
+        flat, unravel = jax.flatten_util.ravel_pytree(vector)
+        return unravel(jnp.linalg.solve(state, flat)), lineax.RESULTS.successful, {}
+
+    def transpose(self, state, options):
+        return state.T, options
+
+    def conj(self, state, options):
+        return state.conj(), options
+
+    def assume_full_rank(self):
+        return True
 
 
 class _Newton(diffrax.VeryChord):
@@ -98,7 +123,9 @@ def ode(
     """
     method = ODE_SOLVERS[solver]()
     if is_implicit(solver):
-        method = ODE_SOLVERS[solver](root_finder=_Newton(rtol=rtol, atol=atol))
+        method = ODE_SOLVERS[solver](
+            root_finder=_Newton(rtol=rtol, atol=atol, linear_solver=_Dense())
+        )
 
     def term(u, y, args):
         t, dt_du = time_and_rate(grid, u)

@@ -11,6 +11,7 @@ the options of another sampler, and `n_steps`.
 """
 
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from absl import flags
 from score_jax import build, catalogue, cli, files, grids, gridsearch, picture, run, sampling
 from score_jax.build import ConfigError
 from score_jax.model import bind
+from score_jax.sde import SDE
 
 
 class ListFlag(flags.BooleanFlag):
@@ -44,7 +46,7 @@ LABEL = flags.DEFINE_integer(
 SAMPLER = flags.DEFINE_string("sampler", None, "short for --config.sample.name; see --list")
 STEPS = flags.DEFINE_integer("steps", None, "short for --config.sample.n_steps", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float(
-    "temperature", 1.0, "factor of the starts' standard deviation", lower_bound=0.0
+    "temperature", 1.0, "factor of the starts' standard deviation; for samplers without noise"
 )
 SEARCH = flags.DEFINE_bool(
     "search_grid", False, "draw along a grid searched for the model; kept in WORKDIR/eval"
@@ -63,16 +65,38 @@ def short(flag: flags.FlagHolder, option: str, overrides: list[str]) -> list[str
     return [*overrides, f"{prefix}{flag.value}"]
 
 
+def refuse_noise(flag: str, why: str, experiment: build.Experiment, sample: dict, sde: SDE):
+    """Raises ConfigError for a sampler whose noise a flag is not made for, naming it and what makes it noisy."""
+    if gridsearch.has_noise(experiment.draw, sde):
+        levels = (f"{k}={sample[k]}" for k in ("eta", "noise", "churn") if sample.get(k))
+        named = ", ".join([f"config.sample.name={sample['name']}", *levels])
+        raise ConfigError(f"{flag}: {named} draws with noise, {why}; take one without, as ddim")
+
+
+def kept(file: Path, settings: dict) -> dict | None:
+    """What a search with these settings left in a file; None if there is none, or it is damaged."""
+    try:
+        saved = json.loads(file.read_text())
+        errors = saved["error"], *saved["errors"].values()
+        log_snrs = np.asarray(saved["log_snrs"], float)
+        whole = log_snrs.ndim == 1 and np.all(np.diff(log_snrs) > 0) and len(log_snrs) > 1
+        whole = whole and len(errors) > 1 and np.all(np.isfinite([*errors, *log_snrs]))
+        return saved if whole and saved["settings"] == settings else None
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
 def searched(folder: Path, experiment: build.Experiment, sample: dict, step: int, params):
     """The grid that is best for this model, sampler and number of steps: read from the run, or found."""
     name, n_steps = sample["name"], sample["n_steps"]
     if n_steps is None or name == "annealed_langevin":
         raise ConfigError("--search_grid needs a sampler with a fixed number of steps; set --steps")
     file, settings = folder / "eval" / f"grid_{name}_{n_steps}.json", {"step": step} | sample
-    if not file.is_file() or (saved := json.loads(file.read_text()))["settings"] != settings:
+    if (saved := kept(file, settings)) is None:
         model, data = experiment.model, experiment.data
         n = picture.count(data.shape)
         sde, pair = model.sde(params), jax.random.split(jax.random.key(experiment.seed), (2, n))
+        refuse_noise("--search_grid", "so no error to search by", experiment, sample, sde)
         ending = {option: sample[option] for option in ("denoise", "threshold", "percentile")}
         found = gridsearch.of_draw(
             pair[0],
@@ -101,6 +125,10 @@ def main(overrides: list[str]) -> int:
         if SAMPLER.value is not None and SAMPLER.value not in sampling.DRAWS:
             choices = build.choose(SAMPLER.value, sampling.DRAWS)
             raise ConfigError(f"--sampler={SAMPLER.value} is no sampler; {choices}")
+        if not (math.isfinite(TEMPERATURE.value) and TEMPERATURE.value >= 0):
+            raise ConfigError(
+                f"--temperature={TEMPERATURE.value:g} must be finite and at least 0; 1 is the prior's"
+            )
         overrides = short(SAMPLER, "name", short(STEPS, "n_steps", overrides))
         config = cli.load_run(folder, overrides, "sample")
         experiment = build.experiment(config)
@@ -111,6 +139,9 @@ def main(overrides: list[str]) -> int:
                 f"--label={LABEL.value}, but the run's model knows {classes} classes, from 0"
             )
         step, params = run.averaged_params(folder, experiment)
+        if TEMPERATURE.value != 1:
+            flag, sde = f"--temperature={TEMPERATURE.value:g}", experiment.model.sde(params)
+            refuse_noise(flag, "where it has no effect", experiment, config["sample"], sde)
         out.parent.mkdir(parents=True, exist_ok=True)
         draw = sampling.tempered(experiment.draw, TEMPERATURE.value)
         if SEARCH.value:

@@ -345,6 +345,13 @@ CONFIG_SECTIONS = {
         "config.sample.predictor and corrector are both 'none'",
         "set one of them",
     ),
+    "steps that end before t_min": (
+        "sample=dict(name='predictor_corrector', t_end=9.9e-6)",
+        "config.sample.t_end is 9.9e-06", "t_min, 1e-05, and t_max, 1.0", "None ends at t_min",
+    ),
+    "steps that end where they begin": (
+        "sample=dict(name='predictor_corrector', t_end=1.0)", "config.sample.t_end is 1.0; it must be between",
+    ),
     "solver on a density of training times": (
         "eval=dict(grid='log_normal')", "config.eval.grid is 'log_normal'", "uniform, log_snr, quadratic",
     ),

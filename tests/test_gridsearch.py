@@ -55,3 +55,27 @@ def test_ten_steps_on_the_found_grid_are_nearer_to_the_flow_of_other_starts_than
 def test_a_sampler_with_noise_is_refused():
     with pytest.raises(ValueError, match="a sampler with noise has no error to search a grid by"):
         searched(sampling.ddim(n_steps=3, eta=1.0), n=4)
+
+
+@pytest.mark.parametrize(
+    ("draw", "noisy"),
+    [
+        (sampling.DRAWS["ancestral"](n_steps=3), True),
+        (sampling.ddim(n_steps=3, eta=0.0), False),
+        (sampling.ddim(n_steps=3, eta=0.1), True),
+        (sampling.annealed_langevin(n_levels=2, n_steps=2, denoise=True), True),
+        (sampling.probability_flow(threshold="dynamic"), False),
+    ],
+    ids=["ancestral", "ddim", "ddim with eta", "langevin", "ode"],
+)
+def test_noise_is_what_depends_on_the_keys(draw, noisy):
+    assert gridsearch.has_noise(draw, SDE) == noisy
+
+
+def test_a_failed_reference_is_refused_and_counted():
+    def failing(keys, sde, predict, x, label):
+        return sampling.Draws(x, jnp.zeros(len(x), int), jnp.arange(len(x)) < 1)
+
+    keys, draw = jax.random.split(jax.random.key(0), 4), sampling.ddim(n_steps=3)
+    with pytest.raises(ValueError, match="the reference failed on 3 of 4 samples"):
+        gridsearch.of_draw(keys, draw, failing, SDE, lambda params: PREDICT, {}, starts(1, 4))

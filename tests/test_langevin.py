@@ -83,7 +83,6 @@ def test_naive_langevin_keeps_the_weights_of_its_starts():
     light = in_the_light_mode(
         lambda keys, x: langevin.langevin(keys, plain, x, step=0.1, n_steps=1000)
     )
-    print("naive", light.mean())
     assert light.mean() > 0.2 + 20 * np.sqrt(0.2 * 0.8 / N)
     assert abs(light.mean() - 0.5) < 0.05
 

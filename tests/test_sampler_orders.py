@@ -533,5 +533,5 @@ def test_an_infinite_log_snr_is_refused_in_one_line_where_it_matters(x64, name):
     message = str(error.value)
     assert message == (
         f"t_max = 1.0 has log-SNR -inf, where {name} is undefined; "
-        "move t_max inside the SDE's time axis, or take ddim"
+        "move t_max inside the SDE's time axis, or take ddim on the uniform grid"
     )

@@ -97,5 +97,5 @@ def check_ends(sde: SDE, method: str) -> None:
         if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
             raise ValueError(
                 f"{name} = {t} has log-SNR {value}, where {method} is undefined;"
-                f" move {name} inside the SDE's time axis, or take ddim"
+                f" move {name} inside the SDE's time axis, or take ddim on the uniform grid"
             )
