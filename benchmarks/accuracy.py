@@ -19,7 +19,17 @@ import jax
 import measure
 import methods
 import numpy as np
-from accuracy_page import BUDGETS, MORE_STEPS, N_STEPS, OTHER_BUDGETS, OTHER_N_STEPS, cell, table
+from accuracy_page import (
+    BOUNDARY_N_STEPS,
+    BOUNDARY_VARIANCE,
+    BUDGETS,
+    MORE_STEPS,
+    N_STEPS,
+    OTHER_BUDGETS,
+    OTHER_N_STEPS,
+    cell,
+    table,
+)
 from affine import Gaussian
 from measure import RATIO_END, TOLERANCE, Spectrum
 from methods import Method
@@ -29,6 +39,8 @@ from score_jax import sde as sdes
 from score_jax.sde import SDE
 
 N_SAMPLES, N_BATCHES = 2000, 20
+# its second-order term needs signal at the start, which this t_max leaves
+SMALL_TERM, LATE_T_MAX = "seeds_2", 0.6
 OTHER_SDES = {
     "sub_vp": sdes.sub_vp,
     "ve": sdes.ve,
@@ -133,13 +145,28 @@ def marked(errors: dict, chosen: dict[str, Method], sde: SDE, spectrum: Spectrum
     if not off:
         return "No row is marked."
     errors_of = measure.order_errors(sde, spectrum, (N_STEPS[-1], *MORE_STEPS))
-    rows = []
+    rates, rows = {}, []
     for name in off:
-        rates = [measure.rates(e) for e in (errors[name][-1], errors_of(chosen[name])[-1])]
-        rows.append([f"`{name}`", chosen[name].order, *map(cell, itertools.chain(*rates))])
-    return pages.MARKED + table(
-        ["marked", "expected", *map(str, (*N_STEPS[1:], *MORE_STEPS))], rows
-    )
+        parts = [measure.rates(e) for e in (errors[name][-1], errors_of(chosen[name])[-1])]
+        rates[name] = list(itertools.chain(*parts))
+        rows.append([f"`{name}`", chosen[name].order, *map(cell, rates[name])])
+    note = ""
+    if SMALL_TERM in off:
+        late = sde._replace(t_max=LATE_T_MAX)
+        late_errors = measure.order_errors(late, spectrum, (*N_STEPS, *MORE_STEPS))
+        cut = measure.rates(late_errors(chosen[SMALL_TERM])[-1])
+        title = f"`{SMALL_TERM}`, t_max = {LATE_T_MAX}"
+        rows.append([title, chosen[SMALL_TERM].order, *map(cell, cut)])
+        note = "\n\n" + pages.small_term(SMALL_TERM, LATE_T_MAX, rates[SMALL_TERM], cut)
+    header = ["marked", "expected", *map(str, (*N_STEPS[1:], *MORE_STEPS))]
+    return pages.MARKED + table(header, rows) + note
+
+
+def boundary_rates(method: Method) -> list[float]:
+    """Orders of the covariance under VE from sigma = 50 to 0.01, of one eigenvalue."""
+    sde, one = measure.until(sdes.ve(), RATIO_END), Spectrum(*np.array([[BOUNDARY_VARIANCE], [1]]))
+    errors = measure.weak_errors(method, sde, one, BOUNDARY_N_STEPS)[-1]
+    return measure.rates(errors)[::2]
 
 
 def sampled_rows(sde: SDE, spectrum: Spectrum) -> list[list[str]]:
@@ -213,17 +240,18 @@ def main():
     gridded = compare_grids(table_of, sde, spectrum, found)
     errors = measure.orders(sde, chosen, spectrum, N_STEPS)
     scale = math.sqrt(np.sum(spectrum.values * spectrum.counts))
+    floor = measure.start_error(sde, spectrum)
     pages.plot(out / "accuracy.png", found, chosen, 2 * scale)
     page = pages.PAGE.format(
         command="python benchmarks/accuracy.py" + (" --spectrum=..." if options.spectrum else ""),
         cores=os.cpu_count(),
         jax=jax.__version__,
         picture="accuracy.png",
-        advice=pages.advice(found, chosen),
+        advice=pages.advice(found, chosen, floor),
         data=described(options.spectrum, spectrum),
         scale=scale,
         w2=table(["sampler", *map(str, BUDGETS)], pages.w2_rows(found)),
-        floor=measure.start_error(sde, spectrum),
+        floor=floor,
         other_budgets=" and ".join(map(str, OTHER_BUDGETS)),
         other_w2=for_each_sde(table_of, w2_of_sde(spectrum)),
         grid_w2=pages.grid_table(gridded),
@@ -241,6 +269,7 @@ def main():
         tolerance=TOLERANCE,
         orders=pages.order_table(errors, chosen),
         marked=marked(errors, chosen, sde, spectrum),
+        boundary=pages.boundary(boundary_rates(chosen["euler_maruyama"])),
         other_steps=OTHER_N_STEPS[-1],
         other_orders=for_each_sde(table_of, order_of_sde(spectrum)),
         minutes=(time.time() - started) / 60,

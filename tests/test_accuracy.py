@@ -14,8 +14,10 @@ from score_jax import sde as sdes
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
+import accuracy_page
 import affine
 import measure
+import methods
 from affine import Gaussian
 
 DATA = Gaussian(np.array([0.5, -0.3, 0.1]), np.array([2.0, 0.3, 0.01]))
@@ -80,6 +82,38 @@ def test_thresholding_is_not_taken_for_an_affine_map(x64, untyped):
     answer = lambda **options: affine.is_affine(make(**options), sdes.vp(), 3, DATA)
     assert answer(eta=0.5)
     assert not answer(threshold="static")
+
+
+def test_euler_maruyama_under_ve_has_first_order_errors_of_its_ends_only(x64, untyped):
+    """Steps of h in log-SNR add h^2 u (u - L) / (2 (L + u)) to the variance, shrunk by the rest of the way."""
+    sde, n, eigenvalues = sdes.ve(0.1, 5.0), 20000, np.array([0.3, 4.0, 20.0])
+    data = Gaussian(np.zeros(3), eigenvalues)
+    start, true = (affine.noised(sde, data, t) for t in (sde.t_max, sde.t_min))
+    method = methods.all_methods()["euler_maruyama"]
+    found = method.law(n, grids.log_snr, sde)(data, start).variance - true.variance
+    first, last = start.variance - eigenvalues, true.variance - eigenvalues
+    ends = last / true.variance**2 - first / start.variance**2
+    step = np.log(first / last) / n
+    np.testing.assert_allclose(found, step / 2 * true.variance**2 * ends, rtol=0.005)
+
+
+def test_seeds_2_shows_its_order_where_there_is_signal_at_the_start(x64, untyped):
+    method, spectrum = methods.all_methods()["seeds_2"], measure.Spectrum(DATA.variance, np.ones(3))
+    late, whole = (
+        measure.order(measure.weak_errors(method, measure.until(sde, 0.01), spectrum, (320, 640)))
+        for sde in (sdes.vp()._replace(t_max=0.6), sdes.vp())
+    )
+    assert abs(late - 2.0) < 0.1
+    assert whole > 2.7
+
+
+def test_no_sampler_is_named_at_the_floor():
+    """0.9 is below it by accident; with noise there is none."""
+    found = {"a": [0.9], "b": [1.0], "c": [2.0]}
+    cells = lambda names, floor: accuracy_page.best_cells(found, names, 0, floor)
+    assert cells(["a", "b"], 1.0) == ["several, at the start's error", "1"]
+    assert cells(["c"], 1.0) == ["`c`", "2"]
+    assert cells(["a", "b"], 0.0) == ["`a`", "0.9"]
 
 
 def test_w2_by_sampling_is_unbiased_and_its_standard_error_covers():
