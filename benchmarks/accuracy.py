@@ -61,10 +61,11 @@ PUBLISHED = {
 # by sampling: name -> draws, with their evaluations or tolerances
 SAMPLED = {
     **{
-        f"reverse_diffusion + langevin, snr 0.16, {n} steps": sampling.predictor_corrector(
-            grid=grids.log_snr, n_steps=n, denoise=False
+        f"reverse_diffusion + {corrector}, snr 0.16, {n} steps": sampling.predictor_corrector(
+            grid=grids.log_snr, n_steps=n, corrector=corrector, denoise=False
         )
-        for n in (5, 25, 125)
+        for corrector in ("langevin", "annealed_langevin")
+        for n in (2, 5, 10, 25, 125, 500)
     },
     **{
         f"diffrax {solver}, adaptive, tolerance {tolerance:g}": sampling.probability_flow(
@@ -84,7 +85,7 @@ SAMPLED = {
             n_steps=n, threshold=threshold
         )
         for threshold in ("none", "static", "dynamic")
-        for n in (10, 50)
+        for n in BUDGETS
     },
 }
 
