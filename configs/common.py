@@ -33,6 +33,17 @@ def large_train(steps: int, every: int = 10_000, **options) -> dict:
     return defaults | options
 
 
+def langevin(snr: float, n_steps: int) -> dict:
+    """The sample section of Song et al.'s VE models: reverse diffusion, corrected by Langevin dynamics."""
+    return dict(
+        name="predictor_corrector",
+        predictor="reverse_diffusion",
+        corrector="langevin",
+        snr=snr,
+        n_steps=n_steps,
+    )
+
+
 def score_sde(sde: str, n_dims: int, /, **sections) -> ConfigDict:
     """The training and sampling that Song et al. 2021 (arXiv 2011.13456, appendices G and H) share.
 
@@ -54,13 +65,6 @@ def score_sde(sde: str, n_dims: int, /, **sections) -> ConfigDict:
         n_steps=999,
         t_end=1e-3,
     )
-    langevin = dict(
-        name="predictor_corrector",
-        predictor="reverse_diffusion",
-        corrector="langevin",
-        snr=0.16,
-        n_steps=999,
-    )
     of_sde = {
         "vp": dict(sde=dict(name="vp"), sample=euler_maruyama, optim=adam),
         "sub_vp": dict(
@@ -68,7 +72,7 @@ def score_sde(sde: str, n_dims: int, /, **sections) -> ConfigDict:
         ),
         "ve": dict(
             sde=dict(name="ve", sigma_min=0.02, sigma_max=100.0),
-            sample=langevin,
+            sample=langevin(snr=0.16, n_steps=999),
             optim=adam | dict(clip=2 / n_dims, eps=1e-8 * 2 / n_dims),
         ),
     }

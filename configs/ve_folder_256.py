@@ -27,12 +27,6 @@ def get_config():
         ),
         model=dict(output="eps", conditioning="log_sigma"),
         train=common.large_train(steps=2_400_000, batch_size=64, ema=(0.999,), remat=True),
-        sample=dict(
-            name="predictor_corrector",
-            predictor="reverse_diffusion",
-            corrector="langevin",
-            snr=0.075,
-            n_steps=1999,
-        ),
+        sample=common.langevin(snr=0.075, n_steps=1999),
         eval=dict(batch_size=16, rtol=1e-5, atol=1e-5),
     )
