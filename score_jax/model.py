@@ -1,6 +1,7 @@
 """A model: a network, an SDE, and what the network's output means."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -8,21 +9,25 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from score_jax import predict, shapes
+from score_jax import levels, predict, shapes
 from score_jax.sde import SDE, log_snr, log_snr_ends
-from score_jax.types import Key, Params, PredictFn, Prediction
+from score_jax.types import Dequantized, Given, Key, Params, PredictFn, Prediction
 
 
 class Model(NamedTuple):
     """init(key, event shape) -> params; sde(params) -> SDE; predict(params, x, t, label=None, *, keys=None).
 
     `keys`, one per example, switch dropout on. A fixed SDE ignores the params it is given; a
-    learned one reads them.
+    learned one reads them. Some models also know log P(level of each pixel | x), level_logp(params,
+    x, t, label=None) [b, *s, levels], or how to dequantize, dequantize(params, keys, k, levels,
+    label=None).
     """
 
     init: Callable[[Key, tuple[int, ...]], Params]
     sde: Callable[[Params], SDE]
     predict: Callable[..., Prediction]
+    level_logp: Callable[..., Array] | None = None
+    dequantize: Callable[..., Dequantized] | None = None
 
 
 def _scaled_time(sde: SDE, t: Array) -> Array:
@@ -49,6 +54,10 @@ CONDITIONING = {
 }
 
 
+# what a network's output means: a quantity, or the logits of the levels of data that have them
+OUTPUTS = {**predict.KINDS, "levels": levels.posterior}
+
+
 def denoiser(
     net: nn.Module,
     sde: SDE,
@@ -56,12 +65,14 @@ def denoiser(
     output: str = "eps",
     conditioning: str = "log_snr",
     sigma_data: float | None = None,
+    n_levels: int | None = None,
 ) -> Model:
     """The model whose prediction is the output of `net`, read as `output`.
 
     Args:
       net: called as net(x, c, label, keys=keys).
-      output: one of `predict.KINDS`.
+      output: one of `predict.KINDS`, or "levels": then `net` has n_levels outputs for each number of
+        x, the logits that `levels.posterior` makes a prediction of.
       conditioning: one of CONDITIONING. "t" is 999 t, as in score_sde's VP models (999 t / t_max if
         t_max is above 1); "log_snr" the share of the log-SNR range passed, times 100, which still
         tells apart the smallest noise levels, on which a likelihood depends; "log_sigma" is
@@ -69,23 +80,37 @@ def denoiser(
         appendix H); "edm" a quarter of it (Karras et al. 2022, arXiv 2206.00364, table 1).
       sigma_data: if given, the network's input is x / sqrt(alpha^2 sigma_data^2 + sigma^2), of
         about unit scale; needed when sigma is large (VE). If None it is x.
+      n_levels: of the data, if they have levels.
     """
 
     def init(key, shape):
         x = jnp.zeros((1, *shape))
         return net.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
 
-    def predict_fn(params, x, t, label=None, *, keys=None) -> Prediction:
+    def outputs(params, x, t, label, keys):
         scaled = x
         if sigma_data is not None:
             variance = jnp.square(sde.alpha(t) * sigma_data) + jnp.square(sde.sigma(t))
             scaled = x * shapes.like(jax.lax.rsqrt(variance), x)
-        out = net.apply(
-            {"params": params}, scaled, CONDITIONING[conditioning](sde, t), label, keys=keys
-        )
-        return predict.read(output, sde, out, x, t)
+        noise_level = CONDITIONING[conditioning](sde, t)
+        return net.apply({"params": params}, scaled, noise_level, label, keys=keys)
 
-    return Model(init, lambda params: sde, predict_fn)
+    def predict_fn(params, x, t, label=None, *, keys=None) -> Prediction:
+        return predict.read(output, sde, outputs(params, x, t, label, keys), x, t)
+
+    def posterior(params, x, t, label=None, *, keys=None):
+        logits = outputs(params, x, t, label, keys).reshape(*x.shape, n_levels)
+        return levels.posterior(sde, logits, x, t)
+
+    fixed = lambda params: sde
+    if output != "levels":
+        return Model(init, fixed, predict_fn)
+    return Model(
+        init,
+        fixed,
+        predict=lambda *args, **keys: posterior(*args, **keys).mean,
+        level_logp=lambda *args: posterior(*args).log_p,
+    )
 
 
 def deterministic(model: Model) -> Model:
@@ -98,3 +123,11 @@ def deterministic(model: Model) -> Model:
 def bind(model: Model, params: Params) -> PredictFn:
     """predict(x, t, label) with the parameters given and dropout off. Call it inside jit, with params an argument."""
     return lambda x, t, label=None: model.predict(params, x, t, label)
+
+
+def at(model: Model, params: Params) -> Given:
+    """All that the model knows at the parameters given; like `bind`, to be called inside jit."""
+    given = lambda fn: None if fn is None else partial(fn, params)
+    return Given(
+        model.sde(params), bind(model, params), given(model.level_logp), given(model.dequantize)
+    )

@@ -38,7 +38,25 @@ class Batch(NamedTuple):
     position: Float[Array, "b"]
 
 
+class Dequantized(NamedTuple):
+    """A point in model space at which log p at t_min is taken, and what is added to it, in nats."""
+
+    x: Float[Array, "b *s"]
+    log_weight: Float[Array, "b"]
+
+
 # predict(x, t, label) -> Prediction, the parameters already given
 PredictFn = Callable[..., Prediction]
+
+
+class Given(NamedTuple):
+    """What a model knows, the parameters already given; the last two are None if it does not."""
+
+    sde: Any
+    predict: PredictFn
+    level_logp: Callable[..., Float[Array, "b *s k"]] | None = None
+    dequantize: Callable[..., Dequantized] | None = None
+
+
 # loss(key, params, loss_state, batch, step) -> loss, (metrics, loss_state)
 LossFn = Callable[..., tuple[Array, tuple[dict, Any]]]

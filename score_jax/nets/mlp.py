@@ -24,6 +24,7 @@ class MLP(nn.Module):
       dtype: to compute in, such as bfloat16; None is that of x. Parameters, statistics of norms,
         embedding and output have float32 at least.
       remat: whether blocks are computed again for the gradient instead of kept: less memory.
+      outputs: numbers for each one of x.
     """
 
     width: int = 128
@@ -32,6 +33,7 @@ class MLP(nn.Module):
     n_classes: int = 0
     dtype: DTypeLike | None = None
     remat: bool = False
+    outputs: int = 1
 
     @nn.compact
     def __call__(
@@ -41,7 +43,7 @@ class MLP(nn.Module):
         label: Int[Array, "b"] | None = None,
         *,
         keys: Keys | None = None,
-    ) -> Float[Array, "b *s"]:
+    ) -> Float[Array, "b ..."]:
         encoded = sinusoidal(c, self.width)
         emb = nn.swish(Embedding(self.width, self.n_classes, name="embedding")(encoded, label))
 
@@ -60,6 +62,8 @@ class MLP(nn.Module):
         h = layer("dense_in")(x.reshape(x.shape[0], -1))
         for i in range(self.depth):
             h = block(self, h, emb, keys, i)
-        size = math.prod(x.shape[1:])
+        *inner, last = x.shape[1:]
+        shape = (*inner, last * self.outputs)
+        size = math.prod(shape)
         out = dense(size, kernel_init=zero, dtype=self.dtype, name="dense_out")(nn.swish(h))
-        return out.reshape(x.shape).astype(jnp.promote_types(x.dtype, jnp.float32))
+        return out.reshape(-1, *shape).astype(jnp.promote_types(x.dtype, jnp.float32))

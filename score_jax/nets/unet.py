@@ -28,6 +28,7 @@ from score_jax.nets.blocks import (
     ResBlock,
     Upsample,
     conv3x3,
+    dense,
     group_norm,
     zero,
 )
@@ -97,6 +98,7 @@ class UNet(nn.Module):
       dtype: to compute in, such as bfloat16; None is that of x. Parameters, statistics of norms,
         softmax, embedding and output have float32 at least in any case.
       remat: whether blocks are computed again for the gradient instead of kept: less memory.
+      outputs: numbers for each one of x; with more than one the last layer is of single pixels.
 
     Raises ValueError, when called, on a word that is none of `CHOICES` and on sizes, widths and
     combinations that cannot work.
@@ -121,6 +123,7 @@ class UNet(nn.Module):
     frequencies: tuple[float, ...] | None = None
     dtype: DTypeLike | None = None
     remat: bool = False
+    outputs: int = 1
 
     @nn.compact
     def __call__(
@@ -130,7 +133,7 @@ class UNet(nn.Module):
         label: Int[Array, "b"] | None = None,
         *,
         keys: Keys | None = None,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h w c*{self.outputs}"]:
         check_image_size(x.shape[1], x.shape[2], self.multipliers)
         self._check_words()
         resampling = RESAMPLINGS[self.resampling]
@@ -199,7 +202,9 @@ class UNet(nn.Module):
             out = pyramid
         else:
             h = nn.swish(group_norm(h, self.groups, self.dtype, "norm_out"))
-            out = conv3x3(x.shape[-1], kernel_init=zero, dtype=self.dtype, name="conv_out")(h)
+            layer_out = conv3x3 if self.outputs == 1 else dense
+            features = x.shape[-1] * self.outputs
+            out = layer_out(features, kernel_init=zero, dtype=self.dtype, name="conv_out")(h)
         return out.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _check_words(self):
@@ -207,6 +212,11 @@ class UNet(nn.Module):
             word = getattr(self, option)
             if word not in choices:
                 raise ValueError(f"{option} is {word!r}; choose from {', '.join(choices)}")
+        if self.progressive_output == "output_skip" and self.outputs > 1:
+            raise ValueError(
+                f"progressive_output 'output_skip' adds up images, not {self.outputs} outputs for each "
+                "number; set it to 'none' or 'residual'"
+            )
         if self.combine == "cat" and self.progressive_input != "input_skip":
             raise ValueError(
                 f"combine 'cat' has nothing to combine with progressive_input "
