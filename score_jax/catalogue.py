@@ -13,6 +13,7 @@ _ODE_SOURCES = {
     "kvaerno3": "Kvaerno 2004; implicit",
     "kvaerno5": "Kvaerno 2004; implicit",
 }
+_ADAMS_SOURCE = "Bashforth & Adams 1883"
 # with additive noise
 _SDE_SOURCES = {
     "euler": ("weak 1", "Maruyama 1955"),
@@ -56,6 +57,10 @@ def rows() -> list[Row]:
             _ODE_SOURCES[name],
         )
         for name, method in solve.ODE_SOLVERS.items()
+    ]
+    by_ode += [
+        Row(f"probability_flow solver={name}", str(order), "1", _ADAMS_SOURCE)
+        for name, order in solve.MULTISTEP.items()
     ]
     by_sde = [
         Row(f"reverse_sde solver={name}", order, str(solve.SDE_SOLVERS[name][1]), source)

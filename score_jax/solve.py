@@ -19,6 +19,7 @@ import lineax
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from score_jax import adams
 from score_jax.grids import Grid, time_and_rate
 from score_jax.types import Key, Keys
 
@@ -63,6 +64,28 @@ class _Newton(diffrax.VeryChord):
         return state.step >= _ITERATIONS, state.result
 
 
+class _Measured(diffrax.AbstractStepSizeController):
+    """A controller that also adds up measure(y, error) over the accepted steps."""
+
+    controller: diffrax.AbstractStepSizeController
+    measure: Callable[[Any, Any], Array] = eqx.field(static=True)
+
+    def wrap(self, direction):
+        return _Measured(self.controller.wrap(direction), self.measure)
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        t1, state = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
+        return t1, (state, jnp.zeros_like(self.measure(y0, y0)))
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, state):
+        state, total = state
+        keep, *times, state, result = self.controller.adapt_step_size(
+            t0, t1, y0, y1_candidate, args, y_error, error_order, state
+        )
+        total = jnp.where(keep, total + self.measure(y1_candidate, y_error), total)
+        return keep, *times, (state, total), result
+
+
 ODE_SOLVERS = {
     "euler": diffrax.Euler,
     "heun": diffrax.Heun,
@@ -72,6 +95,8 @@ ODE_SOLVERS = {
     "kvaerno3": diffrax.Kvaerno3,
     "kvaerno5": diffrax.Kvaerno5,
 }
+# order of Adams' methods, for equal steps only
+MULTISTEP = {"adams3": 3, "adams4": 4, "adams5": 5}
 # solvers for additive noise, which depends on time only: with the evaluations of a step and the
 # integrals of the Brownian path that they need
 SDE_SOLVERS = {
@@ -84,7 +109,7 @@ SDE_SOLVERS = {
 
 def adapts(solver: str) -> bool:
     """Whether a solver of either table estimates its error, so that its steps can be adapted."""
-    return solver != "euler"
+    return solver != "euler" and solver not in MULTISTEP
 
 
 def is_implicit(solver: str) -> bool:
@@ -110,46 +135,80 @@ def ode(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 4096,
+    measure: Callable[[Any, Any], Array] | None = None,
 ) -> Solution:
     """Integrates dy/dt = field(t, y) from grid(0) to grid(1).
 
     Args:
       field: a function of scalar time and of the state, any pytree.
-      solver: one of ODE_SOLVERS. The Kvaerno ones are implicit, for stiff problems of few
-        dimensions: a step takes four evaluations for each implicit stage, and two Jacobians that
-        count as one evaluation for each dimension of the state and one more.
+      solver: one of ODE_SOLVERS, or of MULTISTEP for a given n_steps. The Kvaerno ones are
+        implicit, for stiff problems of few dimensions: a step takes four evaluations for each
+        implicit stage, and two Jacobians that count as one evaluation for each dimension of the
+        state and one more.
       n_steps: if given, that many equal steps in u; else steps are adapted to rtol and atol.
       max_steps: bound on adaptive steps, rejected ones included; reaching it gives ok = False.
+      measure: a number for a step's new state and its error, the state that the solver's embedded
+        method would have reached less its own. The solution's y is then (state, the sum of these
+        numbers over the steps); the sum is nan for a solver without such a method.
     """
+    if solver in MULTISTEP:
+        return _multistep(field, y, grid, solver, n_steps, measure)
     method = ODE_SOLVERS[solver]()
     if is_implicit(solver):
         method = ODE_SOLVERS[solver](
             root_finder=_Newton(rtol=rtol, atol=atol, linear_solver=_Dense())
         )
 
-    def term(u, y, args):
-        t, dt_du = time_and_rate(grid, u)
-        return jax.tree.map(lambda d: d * dt_du, field(t, y))
-
     if n_steps is None:
-        steps = dict(
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol), max_steps=max_steps
-        )
+        controller = diffrax.PIDController(rtol=rtol, atol=atol)
     else:
-        steps = dict(stepsize_controller=diffrax.ConstantStepSize(), max_steps=n_steps + 1)
+        controller, max_steps = diffrax.ConstantStepSize(), n_steps + 1
+    if measured := measure is not None and adapts(solver):
+        controller = _Measured(controller, _oriented(solver, measure))
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(term),
+        diffrax.ODETerm(lambda u, y, args: _along(grid, field)(u, y)),
         method,
         t0=0.0,
         t1=1.0,
         dt0=0.01 if n_steps is None else 1.0 / n_steps,
         y0=y,
+        stepsize_controller=controller,
+        saveat=diffrax.SaveAt(t1=True, controller_state=measured),
         adjoint=diffrax.ForwardMode(),
+        max_steps=max_steps,
         throw=False,
-        **steps,
     )
     size = sum(leaf.size for leaf in jax.tree.leaves(y))
-    return _solution(solution, *ode_evaluations(solver, size))
+    found = _solution(solution, *ode_evaluations(solver, size))
+    total = solution.controller_state[1] if measured else jnp.asarray(jnp.nan)
+    return found if measure is None else found._replace(y=(found.y, total))
+
+
+def _along(grid: Grid, field: Callable[[Array, Any], Any]) -> Callable[[Array, Any], Any]:
+    """dy / du of dy / dt = field(t, y)."""
+
+    def slope(u, y):
+        t, dt_du = time_and_rate(grid, u)
+        return jax.tree.map(lambda d: d * dt_du, field(t, y))
+
+    return slope
+
+
+def _oriented(solver: str, measure: Callable[[Any, Any], Array]) -> Callable[[Any, Any], Array]:
+    # diffrax 0.7.2 has the embedded method's weights less the solver's in Heun's table, and the
+    # solver's less the embedded method's in all others
+    sign = 1.0 if solver == "heun" else -1.0
+    return lambda y, error: measure(y, jax.tree.map(lambda leaf: sign * leaf, error))
+
+
+def _multistep(field, y, grid, solver, n_steps, measure) -> Solution:
+    if n_steps is None:
+        raise ValueError(f"{solver} takes equal steps only; set n_steps")
+    order = MULTISTEP[solver]
+    number = measure or (lambda y, error: jnp.zeros(()))
+    y, total = adams.integrate(_along(grid, field), y, n_steps, order, number)
+    evaluations = jnp.asarray(adams.evaluations(order, n_steps))
+    return Solution(y if measure is None else (y, total), evaluations, _finite(y))
 
 
 def sde(
@@ -248,7 +307,8 @@ def together(run: Callable[..., Solution], *examples) -> Solution:
     solution = run(*examples)
     n = len(jax.tree.leaves(solution.y)[0])
     return solution._replace(
-        nfe=jnp.broadcast_to(solution.nfe, n), ok=jnp.broadcast_to(solution.ok, n)
+        nfe=jnp.broadcast_to(solution.nfe, n),
+        ok=jnp.broadcast_to(solution.ok, n),
     )
 
 
@@ -293,10 +353,13 @@ def ode_evaluations(solver: str, size: int) -> tuple[int, int]:
 
 def _solution(solution: diffrax.Solution, first: int, per_step: int) -> Solution:
     y = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y)]
     return Solution(
         y=y,
         nfe=first + per_step * solution.stats["num_steps"],
         # equal steps "succeed" whatever they compute
-        ok=jnp.all(jnp.stack(finite)) & (solution.result == diffrax.RESULTS.successful),
+        ok=_finite(y) & (solution.result == diffrax.RESULTS.successful),
     )
+
+
+def _finite(y: Any) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(y)]))

@@ -128,7 +128,7 @@ DIGITS_OVERRIDES = {
     "unknown output": ("model.output=noise", "config.model.output is 'noise'", "eps"),
     "unknown conditioning": ("model.conditioning=sigma", "config.model.conditioning", "t, log_snr"),
     "unknown decay": ("optim.decay=step", "config.optim.decay is 'step'", "constant, linear, cosine"),
-    "unknown trace": ("eval.trace=hutch", "config.eval.trace", "mean hutchinson?", "exact"),
+    "unknown trace": ("eval.trace=rademach", "config.eval.trace", "mean rademacher?", "exact"),
     "solver of an SDE for an ODE": ("eval.solver=shark", "config.eval.solver is 'shark'", "tsit5"),
     "solver of an ODE for an SDE": (
         "sample.name=reverse_sde --config.sample.solver=heun",
@@ -487,7 +487,7 @@ def test_the_list_of_samplers_names_each_with_its_order_evaluations_and_source(c
     assert by_name["probability_flow solver=tsit5"][2:4] == ["5", "6"]
     assert by_name["reverse_sde solver=spark"][2:5] == ["weak", "2", "3"]
     solvers = {name.partition("=")[2] for name in by_name if "=" in name}
-    assert solvers == {*build.solve.ODE_SOLVERS, *build.solve.SDE_SOLVERS}
+    assert solvers == {*build.CHOICES["solver"], *build.solve.SDE_SOLVERS}
 
 
 @pytest.mark.parametrize("out", ["file.png/a.png", "folder.png"])

@@ -183,3 +183,89 @@ def test_only_solvers_with_an_error_estimate_adapt():
     assert {
         name for name in (*solve.ODE_SOLVERS, *solve.SDE_SOLVERS) if not solve.adapts(name)
     } == {"euler"}
+
+
+# Adams' multistep methods
+
+
+def logistic(n_steps, solver, **options):
+    """dx/dt = -x^2 cos(t) from 1 at 0 to 2, whose solution is 1 / (1 + sin t), and dy/dt = x."""
+    field = lambda t, s: {"x": -jnp.cos(t) * s["x"] ** 2, "y": s["x"][0]}
+    start = {"x": jnp.ones(2), "y": jnp.zeros(())}
+    run = jax.jit(
+        lambda start: solve.ode(
+            field, start, lambda u: 2 * u, solver=solver, n_steps=n_steps, **options
+        )
+    )
+    return run(start)
+
+
+@pytest.mark.parametrize(("solver", "order"), solve.MULTISTEP.items())
+def test_multistep_solvers_converge_at_their_order(x64, solver, order):
+    true = 1 / (1 + np.sin(2.0))
+    error = lambda n: abs(float(logistic(n, solver).y["x"][1]) - true)
+    np.testing.assert_allclose(error(200) / error(400), 2.0**order, rtol=0.15)
+
+
+@pytest.mark.parametrize("n_steps", [2, 9])
+def test_a_multistep_solver_makes_one_evaluation_a_step_after_its_start(n_steps):
+    calls = []
+    field = counting(calls)
+    run = jax.jit(
+        lambda x: solve.ode(field, x, lambda u: 2.0 - u, solver="adams4", n_steps=n_steps)
+    )
+    found = run(jnp.ones(3))
+    jax.effects_barrier()
+    assert found.ok
+    assert found.nfe == len(calls) == {2: 8, 9: 18}[n_steps]
+
+
+def test_a_multistep_solver_refuses_to_adapt_its_steps():
+    with pytest.raises(ValueError, match="adams4 takes equal steps only; set n_steps"):
+        solve.ode(lambda t, x: x, jnp.ones(1), lambda u: u, solver="adams4")
+
+
+@pytest.mark.parametrize("options", [dict(n_steps=40), dict(n_steps=None, rtol=1e-4, atol=1e-4)])
+@pytest.mark.parametrize("solver", ["heun", "tsit5", "dopri5", "dopri8", "adams4"])
+def test_the_measured_errors_are_the_embedded_methods_less_the_solvers(x64, solver, options):
+    """As quadratures of t^p: nothing for a p that both have exactly; else Euler's and Adams-Bashforth's fall short."""
+    if solver == "adams4" and options["n_steps"] is None:
+        pytest.skip("equal steps only")
+    low = {"heun": 1, "tsit5": 4, "dopri5": 4, "dopri8": 7, "adams4": 3}[solver]
+    measure = lambda y, error: error[0]
+
+    def total(power):
+        field = lambda t, y: jnp.full(1, (power + 1.0) * t**power)
+        run = lambda: solve.ode(
+            field, jnp.zeros(1), lambda u: 1.0 + u, solver=solver, measure=measure, **options
+        )
+        found = jax.jit(run)()
+        assert found.ok
+        return float(found.y[1])
+
+    assert abs(total(low - 1)) < 1e-12
+    if solver in ("heun", "adams4"):
+        assert total(low) < -1e-9
+
+
+def test_a_solver_without_an_embedded_method_measures_nothing(x64):
+    measured = lambda solver: logistic(8, solver, measure=lambda y, error: error["y"]).y[1]
+    assert np.isnan(measured("euler"))
+    assert np.isfinite(measured("adams3")) and np.isfinite(measured("heun"))
+
+
+def test_rejected_steps_add_nothing_to_the_measured_error(x64):
+    """Each accepted step counts one: as many as there are between the ends, fewer than were tried."""
+    field = lambda t, y: -y * jnp.cos(40 * t)
+    run = lambda tol: solve.ode(
+        field,
+        jnp.ones(1),
+        lambda u: 2 * u,
+        rtol=tol,
+        atol=tol,
+        measure=lambda y, error: 1.0 + 0 * y[0],
+    )
+    found = run(1e-6)
+    first, each = solve.ode_evaluations("tsit5", 1)
+    tried = (int(found.nfe) - first) // each
+    assert 0 < float(found.y[1]) < tried
