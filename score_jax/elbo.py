@@ -9,8 +9,20 @@ sum of
     1. prior            KL( q(x_T | x) || N(0, sigma(t_max)^2 I) )
     2. diffusion        1/2 E int -d log_snr/dt || eps - eps_hat ||^2 dt
     3. reconstruction   -E log N(x; x0_hat(x_t_min), (sigma / alpha)^2 I).
+
+Theorem 3 of Song et al. 2021 (arXiv 2101.09258) has the same bound in two other forms. With score
+= -eps_hat / sigma, and its terms that do not depend on the network written as the entropies of
+q(x_t_min | x) and q(x_T | x), which the other two terms take, they leave for the diffusion
+
+    dsm       1/2 E int -d log_snr/dt ( || eps - eps_hat ||^2 - || eps ||^2 + D ) dt
+    skilling  1/2 E int -d log_snr/dt ( || eps_hat ||^2 - 2 sigma div eps_hat + D ) dt,
+
+D dimensions: the same expectation, by E || eps ||^2 = D and Stein's identity, with other variances.
+Where eps_hat is near eps (much noise) vdm's is the least; where it is near 0 (noise finer than any
+structure of the data), that of the two others.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -32,6 +44,42 @@ class Terms(NamedTuple):
     reconstruction: Float[Array, "b"]
 
 
+def vdm(keys, sde, predict, x_t, t, label, eps) -> Float[Array, "b"]:
+    """|| eps - eps_hat ||^2 (Kingma et al. 2021, arXiv 2107.00630, section 5)."""
+    return shapes.sum_event(jnp.square(eps - predict(x_t, t, label).eps))
+
+
+def dsm(keys, sde, predict, x_t, t, label, eps) -> Float[Array, "b"]:
+    """The denoising form of Song et al. 2021, whose || eps ||^2 is that of the draw."""
+    known = shapes.event_size(eps) - shapes.sum_event(jnp.square(eps))
+    return vdm(keys, sde, predict, x_t, t, label, eps) + known
+
+
+def skilling(keys, sde, predict, x_t, t, label, eps) -> Float[Array, "b"]:
+    """The form with the score's divergence, estimated with a probe of random signs (Skilling-Hutchinson)."""
+    draw = lambda key: jax.random.rademacher(key, x_t.shape[1:], x_t.dtype)
+    probe = jax.vmap(draw)(keys)
+    eps_hat, product = jax.jvp(lambda x: predict(x, t, label).eps, (x_t,), (probe,))
+    terms = jnp.square(eps_hat) + 1.0 - 2 * shapes.like(sde.sigma(t), x_t) * probe * product
+    return shapes.sum_event(terms)
+
+
+# name -> form(keys, sde, predict, x_t, t, label, eps): twice the diffusion term per unit of log-SNR
+FORMS = {"vdm": vdm, "dsm": dsm, "skilling": skilling}
+
+
+def denoising(
+    keys: Keys, sde: SDE, predict: PredictFn, x: Float[Array, "b *s"], label: Array | None = None
+) -> Float[Array, "b"]:
+    """The reconstruction term of continuous x: -log N(x; x0_hat, (sigma / alpha)^2 I) at one draw of x_t_min."""
+    t_min = jnp.full(x.shape[:1], sde.t_min)
+    normaliser = 0.5 * shapes.event_size(x) * (jnp.log(2 * jnp.pi) - log_snr(sde, t_min))
+    eps = shapes.normal(keys, x)
+    # at t_min || x - x0_hat ||^2 alpha^2 / sigma^2 is || eps - eps_hat ||^2
+    x_t = perturb(sde, x, t_min, eps)
+    return normaliser + 0.5 * vdm(keys, sde, predict, x_t, t_min, label, eps)
+
+
 def negative_elbo(
     keys: Keys,
     sde: SDE,
@@ -40,6 +88,8 @@ def negative_elbo(
     label: Array | None = None,
     *,
     n_times: int = 16,
+    form: str = "vdm",
+    reconstruct: Callable[..., Float[Array, "b"]] = denoising,
 ) -> Terms:
     """An unbiased estimate of each example's three terms, its expectation over t from n_times stratified times.
 
@@ -47,25 +97,28 @@ def negative_elbo(
       keys: one per example; an example's estimate depends on its own key alone.
       x: examples in model space, dequantized.
       n_times: network evaluations spent on the diffusion term, plus one on the reconstruction.
+      form: of the diffusion term, one of FORMS.
+      reconstruct: the last term, called as reconstruct(keys, sde, predict, x, label). For data that
+        have levels `dequantize.reconstruction` of the levels; the sum is then minus the bound on
+        their log-probability.
     """
-    squared_error = lambda t, eps: shapes.sum_event(
-        jnp.square(eps - predict(perturb(sde, x, t, eps), t, label).eps)
-    )
     grid = grids.log_snr(sde)
     offset = jax.vmap(jax.random.uniform)(shapes.fold_in(keys, 0))
 
     def add(i, total):
         t, dt_du = grids.time_and_rate(grid, (i + offset) / n_times)
-        eps = shapes.normal(shapes.fold_in(keys, 2 + i), x)
-        return total + likelihood(sde, t, -dt_du) * squared_error(t, eps)
+        k_eps = shapes.fold_in(keys, 2 + i)
+        eps = shapes.normal(k_eps, x)
+        x_t = perturb(sde, x, t, eps)
+        square = FORMS[form](shapes.fold_in(k_eps, 0), sde, predict, x_t, t, label, eps)
+        return total + likelihood(sde, t, -dt_du) * square
 
     diffusion = jax.lax.fori_loop(0, n_times, add, jnp.zeros(x.shape[:1])) / n_times
 
-    t_min = jnp.full(x.shape[:1], sde.t_min)
-    normaliser = 0.5 * shapes.event_size(x) * (jnp.log(2 * jnp.pi) - log_snr(sde, t_min))
-    # at t_min || x - x0_hat ||^2 alpha^2 / sigma^2 is || eps - eps_hat ||^2
-    error = squared_error(t_min, shapes.normal(shapes.fold_in(keys, 1), x))
-
     t_max = jnp.asarray(sde.t_max)
     mean = sde.alpha(t_max) / sde.sigma(t_max) * x
-    return Terms(0.5 * shapes.sum_event(jnp.square(mean)), diffusion, normaliser + 0.5 * error)
+    return Terms(
+        prior=0.5 * shapes.sum_event(jnp.square(mean)),
+        diffusion=diffusion,
+        reconstruction=reconstruct(shapes.fold_in(keys, 1), sde, predict, x, label),
+    )

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import log_ndtr, logsumexp
+from jax.scipy.special import logsumexp
 
-from score_jax import predict, shapes
+from score_jax import predict, shapes, truncated
 from score_jax.sde import SDE
 from score_jax.types import PredictFn
 
@@ -62,12 +62,28 @@ def boxes(probabilities, edges) -> NoisedLogp:
         alpha, sigma = shapes.like(alpha, x)[..., None], shapes.like(sigma, x)[..., None]
         upper = (alpha * edges[1:] - x[..., None]) / sigma
         lower = (alpha * edges[:-1] - x[..., None]) / sigma
-        # Phi(upper) - Phi(lower) on the side of zero where both tails are small
-        flip = lower + upper > 0
-        upper, lower = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
-        log_upper, log_lower = log_ndtr(upper), log_ndtr(lower)
-        mass = log_upper + jnp.log(-jnp.expm1(log_lower - log_upper))
+        mass = truncated.log_mass(lower, upper)
         return jnp.sum(logsumexp(log_heights + mass - jnp.log(alpha), axis=-1), axis=-1)
+
+    return noised_logp
+
+
+def points(probabilities, values, std: float = 0.0) -> NoisedLogp:
+    """Independent dimensions, each a mixture of N(values[k], std^2): categorical pixels on a lattice.
+
+    Args:
+      probabilities: [d, levels], rows sum to one.
+      values: [levels], in model space.
+      std: of each point; 0 for the lattice itself, which has a density once it is noised.
+    """
+    values, log_weights = jnp.asarray(values), jnp.log(jnp.asarray(probabilities))
+
+    def noised_logp(x, alpha, sigma):
+        alpha, sigma = shapes.like(alpha, x)[..., None], shapes.like(sigma, x)[..., None]
+        variance = (alpha * std) ** 2 + sigma**2
+        square = jnp.square(x[..., None] - alpha * values) / variance
+        components = -0.5 * (square + jnp.log(2 * jnp.pi * variance))
+        return jnp.sum(logsumexp(log_weights + components, axis=-1), axis=-1)
 
     return noised_logp
 
