@@ -17,8 +17,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from score_jax import (
+    dequantize,
+    elbo,
+    evaluate,
     grids,
     likelihood,
     losses,
@@ -30,6 +34,8 @@ from score_jax import (
     sde,
     solve,
     train,
+    variational,
+    whiten,
 )
 from score_jax import model as models
 from score_jax.data.array import array
@@ -42,6 +48,7 @@ from score_jax.data.tfds import tfds
 from score_jax.data.toy2d import SHAPES, toy2d
 from score_jax.model import Model
 from score_jax.nets import families, unet
+from score_jax.nets.dequantizer import CouplingFlow
 from score_jax.nets.mlp import MLP
 from score_jax.types import LossFn
 
@@ -58,20 +65,53 @@ class EvalOptions(NamedTuple):
 
     Attributes:
       batch_size: examples per call, over all devices together; it does not change the result.
-      trace: of the divergence, one of `likelihood.TRACES`.
+      dequantize: how levels become points, one of `dequantize.DEQUANTIZATIONS`, or "as_trained".
+      trace, n_probes: of the divergence, one of `likelihood.TRACES`, and of how many probes.
+      whiten: the Gaussian near the data that the solver uses, one of `whiten.WHITENINGS`.
       grid, solver, n_steps, rtol, atol: of the probability-flow ODE (`solve.ode`); n_steps = None
         adapts the steps.
-      elbo_times: times at which each example's ELBO is evaluated.
+      importance: samples of the importance-weighted bound; 1 is the plain one.
+      fit_grid: steps where the model needs them (`steps`), in the place of those of `grid`.
+      elbo_times, elbo_form, elbo_decoder: times at which each example's ELBO is evaluated, and of
+        `elbo.FORMS` and `evaluate.DECODERS`.
+      check_images: examples, chosen at random, whose numbers are computed again with other
+        dequantization noise, another probe and a refined solve, for the error bars.
     """
 
     batch_size: int = 100
-    trace: str = "hutchinson"
+    dequantize: str = "as_trained"
+    trace: str = "rademacher"
+    n_probes: int = 1
+    whiten: str = "none"
     grid: Callable[[sde.SDE], grids.Grid] = grids.log_snr
     solver: str = "tsit5"
     n_steps: int | None = None
     rtol: float = 1e-4
     atol: float = 1e-4
+    importance: int = 1
+    fit_grid: bool = False
     elbo_times: int = 32
+    elbo_form: str = "vdm"
+    elbo_decoder: str = "as_trained"
+    check_images: int = 32
+
+
+class NoOptions(NamedTuple):
+    """Of a choice that has none."""
+
+
+class FlowOptions(NamedTuple):
+    """The dequantize section with name "flow": noise from a flow that is trained too (`variational`).
+
+    Attributes:
+      width, depth: of `nets.dequantizer.CouplingFlow`.
+      frozen: the folder of a finished run, whose averaged score model is taken and kept as it is.
+        None: score model and flow are trained together.
+    """
+
+    width: int = 32
+    depth: int = 4
+    frozen: str | None = None
 
 
 class ModelOptions(NamedTuple):
@@ -89,6 +129,7 @@ GRIDS = {
     "quadratic": grids.quadratic,
     "power": grids.power,
     "log_normal": grids.log_normal,
+    "log_normal_wide": partial(grids.log_normal, mean=-2.5, std=2.0),
 }
 WEIGHTS = {"simple": losses.simple, "likelihood": losses.likelihood}
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -123,6 +164,7 @@ SECTIONS: dict[str, Any] = {
         "mlp": MLP,
     },
     "model": ModelOptions,
+    "dequantize": {"uniform": NoOptions, "lattice": NoOptions, "flow": FlowOptions},
     "loss": {"denoising": losses.denoising},
     "optim": {"adam": optim.adam},
     "train": train.Options,
@@ -130,17 +172,31 @@ SECTIONS: dict[str, Any] = {
     "eval": EvalOptions,
 }
 
+# the `name` of a section that a config may leave out
+_DEFAULT_NAMES = {"dequantize": "uniform"}
+
+# the evaluations that fit what a model was trained on, of levels dequantized by name; first the default
+_FITTING = {
+    "uniform": ("uniform", "decoder", "denoised"),
+    "lattice": ("truncated_normal", "lattice_decoder"),
+    "flow": ("flow", "uniform", "decoder", "denoised"),
+}
+
 # options that are names: [constructor.]option -> choices
 CHOICES: dict[str, dict[str, Any]] = {
     "grid": GRIDS,
     "weight": WEIGHTS,
     "target": predict.KINDS,
-    "output": predict.KINDS,
+    "output": models.OUTPUTS,
     "conditioning": models.CONDITIONING,
     "decay": optim.DECAYS,
     "compute": DTYPES,
     "trace": likelihood.TRACES,
-    "solver": solve.ODE_SOLVERS,
+    "dequantize": {"as_trained": None} | dequantize.DEQUANTIZATIONS,
+    "whiten": whiten.WHITENINGS,
+    "elbo_form": elbo.FORMS,
+    "elbo_decoder": {name: name for name in ("as_trained", *evaluate.DECODERS)},
+    "solver": solve.ODE_SOLVERS | solve.MULTISTEP,
     "reverse_sde.solver": solve.SDE_SOLVERS,
     "predictor": sampling.PREDICTORS,
     "corrector": sampling.CORRECTORS,
@@ -163,6 +219,8 @@ RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
             "accumulate",
             "n_steps",
             "elbo_times",
+            "n_probes",
+            "importance",
             "n_validation",
         }
         | {"multipliers", "blocks", "attention", "groups", "depth", "size", "corrector_steps"},
@@ -171,6 +229,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
         "at least 0",
         lambda v: v >= 0,
         {"log_every", "eval_every", "sample_every", "save_every", "warmup", "clip", "weight_decay"}
+        | {"check_images"}
         | {"noise", "pad", "resident_gib", "workers", "cosine.s", "n_test"}
         | {"churn", "s_min", "s_noise"},
     ),
@@ -203,6 +262,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
         {"t_min", "t_max", "ddpm.beta_min", "ddpm.beta_max"},
     ),
     ("even and at least 4", lambda v: v >= 4 and v % 2 == 0, {"channels", "width"}),
+    ("at least 2", lambda v: v >= 2, {"flow.depth"}),
     ("at least 0 and less than 2**32", lambda v: 0 <= v < 2**32, {"seed"}),
     ("at least 10", lambda v: v >= 10, {"toy2d.n"}),  # a tenth of it is validation
     ("at least 2", lambda v: v >= 2, {"n_betas", "n_levels"}),
@@ -216,7 +276,7 @@ _LARGEST_JACOBIAN = 256
 
 # arguments of networks that their section does not set: flax's own, what follows from the data,
 # and what the train section sets
-_NOT_OPTIONS = {"net": {"parent", "name", "n_classes", "frequencies", "dtype", "remat"}}
+_NOT_OPTIONS = {"net": {"parent", "name", "n_classes", "frequencies", "dtype", "remat", "outputs"}}
 
 
 def choose(word: str, choices: Iterable[str]) -> str:
@@ -264,7 +324,7 @@ def _resolve_section(section: str, values: Any) -> dict[str, Any]:
         raise ConfigError(
             f"config.{section} is a section, not {values!r}; set its options, as config.{section}.OPTION"
         )
-    name = values.get("name")
+    name = values.get("name", _DEFAULT_NAMES.get(section))
     parameters = _parameters(section, _constructor(section, name))
     for option in sorted(values.keys() - parameters.keys() - ({"name"} if name else set())):
         of = f" of {name}" if name else ""
@@ -364,6 +424,8 @@ class Experiment(NamedTuple):
     eval: EvalOptions
     draw: Callable[..., sampling.Draws]
     labels: bool
+    points: Callable[..., Array]
+    frozen: str | None = None
 
 
 def experiment(config: Config) -> Experiment:
@@ -372,32 +434,59 @@ def experiment(config: Config) -> Experiment:
     Raises:
       ConfigError: a combination that cannot work.
     """
+    config = _as_trained(config)
     options, data = _make(config, "train"), _make(config, "data")
     model_options = _make(config, "model")
     _check_combination(config, options, model_options, data)
     labels = model_options.class_conditional
     net = _make(config, "net", n_classes=data.n_classes if labels else 0)
+    if model_options.output == "levels":
+        net = net.clone(outputs=data.levels)
     denoiser = partial(
         models.denoiser,
         sde=_make(config, "sde"),
         output=model_options.output,
         conditioning=model_options.conditioning,
         sigma_data=model_options.sigma_data,
+        n_levels=data.levels,
     )
     model = denoiser(net)
     in_training = denoiser(net.clone(dtype=DTYPES[options.compute], remat=options.remat))
+    loss = _make(config, "loss", in_training)
+    validation_loss = _make(config, "loss", models.deterministic(model))
+    noise, frozen = config["dequantize"]["name"], None
+    if noise == "flow":
+        flow = _make(config, "dequantize")
+        frozen, dequantizer = flow.frozen, variational.flow(CouplingFlow(flow.width, flow.depth))
+        model = variational.attach(model, dequantizer)
+        loss = variational.frozen(loss) if frozen else loss
+        loss, validation_loss = (
+            variational.joint(fn, dequantizer, data.levels) for fn in (loss, validation_loss)
+        )
     return Experiment(
         seed=config["seed"],
         data=data,
         model=model,
-        loss=_make(config, "loss", in_training),
-        validation_loss=_make(config, "loss", models.deterministic(model)),
+        loss=loss,
+        validation_loss=validation_loss,
         optimizer=_make(config, "optim", options.steps),
         train=options,
         eval=_make(config, "eval"),
         draw=_make(config, "sample"),
         labels=labels,
+        points=dequantize.POINTS[noise],
+        frozen=frozen,
     )
+
+
+def _as_trained(config: Config) -> Config:
+    """The config with the evaluation's dequantization and decoder that fit the training, where it says "as_trained"."""
+    trained, options = config["dequantize"]["name"], dict(config["eval"])
+    if options["dequantize"] == "as_trained":
+        options["dequantize"] = _FITTING[trained][0]
+    if options["elbo_decoder"] == "as_trained":
+        options["elbo_decoder"] = "lattice" if trained == "lattice" else "gaussian"
+    return config | {"eval": options}
 
 
 def check_batch_size(batch_size: int, accumulate: int):
@@ -450,6 +539,56 @@ def _check_combination(config, options: train.Options, model_options: ModelOptio
             f"config.model.sigma_data is {model_options.sigma_data}; output 'edm' is made for "
             f"{predict.SIGMA_DATA}"
         )
+    trained, evaluated = config["dequantize"]["name"], config["eval"]["dequantize"]
+    if data.levels is None and trained != "uniform":
+        raise ConfigError(
+            f"config.dequantize.name is {trained!r}, but {data.name} has no levels; set it to 'uniform', "
+            "which leaves such data as they are"
+        )
+    fitting = _FITTING[trained] if data.levels else ("uniform", "denoised")
+    if evaluated not in fitting:
+        of = (
+            f"of {data.name}, which has no levels"
+            if data.levels is None
+            else f"after {trained!r} training"
+        )
+        raise ConfigError(
+            f"config.eval.dequantize is {evaluated!r}, which does not fit a model {of}; "
+            f"choose from {', '.join(fitting)}"
+        )
+    decoders = {"lattice"} if trained == "lattice" else {"gaussian", "uniform"}
+    decoders = decoders if data.levels else {"gaussian"}
+    if (decoder := config["eval"]["elbo_decoder"]) not in decoders:
+        raise ConfigError(
+            f"config.eval.elbo_decoder is {decoder!r}, which does not fit these data and this training; "
+            f"choose from {', '.join(sorted(decoders))}"
+        )
+    if trained == "flow":
+        if (config["loss"]["weight"], config["loss"]["target"]) != ("likelihood", "eps"):
+            raise ConfigError(
+                "config.dequantize.name is 'flow', whose loss is a likelihood; set config.loss.weight to "
+                "'likelihood' and config.loss.target to 'eps'"
+            )
+        if config["dequantize"]["frozen"] and config["optim"]["weight_decay"]:
+            raise ConfigError(
+                f"config.optim.weight_decay is {config['optim']['weight_decay']}, which would move the "
+                "frozen score model; set it to 0"
+            )
+    if model_options.output == "levels":
+        if trained == "lattice":
+            raise ConfigError(
+                "config.model.output is 'levels', whose levels are boxes, but config.dequantize.name is "
+                "'lattice'; set it to 'uniform'"
+            )
+        if data.levels is None:
+            raise ConfigError(
+                f"config.model.output is 'levels', but {data.name} has none; choose another output"
+            )
+        if net.get("progressive_output") == "output_skip":
+            raise ConfigError(
+                "config.net.progressive_output is 'output_skip', which adds up images, and "
+                "config.model.output is 'levels'; set progressive_output to 'none' or 'residual'"
+            )
     sample = config["sample"]
     if sample.get("predictor") == sample.get("corrector", "") == "none":
         raise ConfigError(
@@ -463,10 +602,11 @@ def _check_combination(config, options: train.Options, model_options: ModelOptio
                 f"and t_max, {built.t_max}; None ends at t_min"
             )
     for section in ("sample", "eval"):
-        if config[section]["grid"] == "log_normal":
+        grid = config[section]["grid"]
+        if grid.startswith("log_normal"):
+            others = ", ".join(name for name in GRIDS if not name.startswith("log_normal"))
             raise ConfigError(
-                f"config.{section}.grid is 'log_normal', a density of training times; "
-                f"choose from {', '.join(name for name in GRIDS if name != 'log_normal')}"
+                f"config.{section}.grid is {grid!r}, a density of training times; choose from {others}"
             )
         solver, n_steps = config[section].get("solver", ""), config[section].get("n_steps", 1)
         if n_steps is None and not solve.adapts(solver):

@@ -1,19 +1,35 @@
-"""Evaluation: bits per dimension of a split, every example once, and samples."""
+"""Evaluation example by example: bits per dimension by the ODE and by the ELBO, and the training loss.
+
+A number of an example is a function of the example, of the parameters and of its own key, folded
+from its index: not of the batch it is in, nor of the number of devices. Random are the
+dequantization noise and the rest (probes, times); either can be drawn anew with the other kept,
+which is how the error bars are found (`bits`).
+
+The unit is bits per dimension for integer levels, and nats per example for continuous data, whose
+density has a unit of its own (`per_unit`).
+"""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_jax import dequantize, elbo, parallel, shapes
-from score_jax.data.base import Split, log_det, to_model
+from score_jax import dequantize, elbo, importance, parallel, shapes
+from score_jax import model as models
+from score_jax.data.base import Split
 from score_jax.likelihood import Likelihood
-from score_jax.model import Model, bind
-from score_jax.types import Batch, Key, LossFn, Params
+from score_jax.model import Model
+from score_jax.types import Batch, Dequantized, Key, Keys, LossFn, Params
+
+# what is folded into an example's key for its dequantization noise, and for all else
+STREAMS = 0, 1
+# the last term of the ELBO: the density of a uniformly dequantized example, or the probability of
+# its levels when those are spread over their boxes, or are the boxes' middles (`dequantize.decoder`)
+DECODERS = "gaussian", *dequantize.LEVEL_DATA
 
 
 class Estimate(NamedTuple):
@@ -25,85 +41,198 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Mean and standard error of independent values [n]."""
+    """Mean and standard error of independent values [n], both nan of none."""
+    values = np.asarray(values, np.float64)
+    mean = values.mean() if len(values) else math.nan
     stderr = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Estimate(float(values.mean(dtype=np.float64)), float(stderr), len(values))
+    return Estimate(float(mean), float(stderr), len(values))
 
 
-def per_example(
-    fn: Callable[..., dict[str, Array]], levels: int | None, *, batch_size: int, labels: bool
-) -> Callable[[Key, Params, Split], dict[str, np.ndarray]]:
-    """run(key, params, split) -> fn's results for every example of a split once, in order.
+def streams(draw: int) -> tuple[int, int]:
+    """The streams of another draw of an example's randomness; draw 0 is `STREAMS`."""
+    return 2 * draw, 2 * draw + 1
 
-    An example's dequantization, probe and times come from its own key, folded from its index:
-    results do not depend on batch size or devices.
+
+def per_unit(levels: int | None, n_dims: int) -> float:
+    """Nats in one unit of an example's number: a bit per dimension, or one nat for continuous data."""
+    return 1.0 if levels is None else n_dims * math.log(2)
+
+
+def per_example(fn: Callable[..., dict[str, Array]], *, batch_size: int, labels: bool) -> Callable:
+    """run(key, params, split, index=None, streams=STREAMS, start=0) -> an iterator of fn's results.
+
+    Every example of the split, or of `index`, comes once and in order: dicts of arrays [b] on the
+    host, batch after batch. The last batch is padded. An iteration from a later `start`, counted in
+    examples, has the batches of the whole one, of which it leaves out what lies before: what it
+    gives is the same to the last bit.
 
     Args:
-      fn: fn(keys, params, x, label) -> dict of [b] arrays, x dequantized and in model space.
+      fn: fn(keys, params, x, label, streams) -> dict of [b] arrays, x as it is stored.
+      batch_size: examples per call, over all devices together.
     """
 
     def one_batch(common, arrays):
-        (key, params), (index, x, label) = common, arrays
+        (key, params), (index, x, label, noise, rest) = common, arrays
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        if levels is not None:
-            x = dequantize.uniform(shapes.fold_in(keys, 0), x)
-        return fn(shapes.fold_in(keys, 1), params, to_model(x, levels), label)
+        return fn(keys, params, x, label, (noise, rest))
 
     mapped = parallel.map_examples(one_batch, batch_size)
 
-    def run(key, params, split):
-        arrays = (np.arange(len(split.x)), split.x, split.label if labels else None)
-        return mapped((key, params), arrays)
+    def run(
+        key: Key,
+        params: Params,
+        split: Split,
+        index: np.ndarray | None = None,
+        streams: tuple[Any, Any] = STREAMS,
+        start: int = 0,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        index = np.arange(len(split.x)) if index is None else np.asarray(index)
+        noise, rest = (np.broadcast_to(np.asarray(s, np.int32), len(index)) for s in streams)
+        n_batch = min(batch_size, len(split.x))  # also of a part: the same program
+        for first in range(start // n_batch * n_batch, len(index), n_batch):
+            rows = np.minimum(np.arange(first, first + n_batch), len(index) - 1)
+            i = index[rows]
+            label = split.label[i] if labels else None
+            result = mapped((key, params), (i, split.x[i], label, noise[rows], rest[rows]))
+            kept = slice(max(start - first, 0), min(n_batch, len(index) - first))
+            yield {name: values[kept] for name, values in result.items()}
 
     return run
 
 
-def ode_bits(
-    model: Model, likelihood: Callable[..., Likelihood], levels: int | None
-) -> Callable[..., dict[str, Array]]:
-    """For `per_example`: "bpd" by the probability-flow ODE, its "nfe", and "ok" unless the solver failed.
+def together(batches: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The results of all batches, joined."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
-    Bits per dimension of integer levels; of the density itself, in its own space, if levels is
-    None.
+
+def ode_bits(
+    model: Model,
+    likelihood: Callable[..., Likelihood],
+    levels: int | None,
+    draw: Callable[..., Dequantized] = dequantize.uniform_box,
+    n_importance: int = 1,
+) -> Callable[..., dict[str, Array]]:
+    """For `per_example`: each example's number by the probability-flow ODE, and what it is made of.
+
+    "bpd", the sum of its terms "prior", "volume", "dequantization" and "importance"; "probe_stderr";
+    the signed "solver_error"; all in the unit of `per_unit`. "nfe"; "ok" unless the solver failed.
+
+    Args:
+      likelihood: likelihood(keys, sde, predict, x, label), x in model space.
+      draw: one of `dequantize.DEQUANTIZATIONS`.
+      n_importance: samples of the importance-weighted bound (`importance`), which share their
+        probes. "importance" is what they gain over their mean, "optimism" how much of that is the
+        probes' noise; the other terms and the errors are means over them.
     """
 
-    def fn(keys, params, x, label):
+    def fn(keys, params, x, label, streams=STREAMS):
+        given = models.at(model, params)
+        k_noise, k_solve = (_fold_in(keys, stream) for stream in streams)
+
+        def one(j):
+            # a single one has the noise that the ELBO has
+            k_draw = k_noise if n_importance == 1 else _fold_in(k_noise, j)
+            point = draw(k_draw, given, x, levels, label)
+            result = likelihood(k_solve, given.sde, given.predict, point.x, label)
+            return point.log_weight, result
+
         # an accelerator's fast products are too coarse at the smallest noise levels
         with jax.default_matmul_precision("float32"):
-            result = likelihood(keys, model.sde(params), bind(model, params), x, label)
-        return {"bpd": _bits(-result.logp, x, levels), "nfe": result.nfe, "ok": result.ok}
+            log_weight, result = jax.lax.map(one, jnp.arange(n_importance))
+        mean = jax.tree.map(lambda a: jnp.mean(a, axis=0), (result, log_weight))
+        (average, weight), unit = mean, per_unit(levels, shapes.event_size(x))
+        bound = importance.bound(result.prior[..., None] + result.volumes, log_weight)
+        whole = bound.logp
+        # the exact trace has no noise, and one sample no log of a mean
+        noiseless = (average.probe_stderr == 0) | (n_importance == 1)
+        optimism = jnp.where(noiseless, 0.0, bound.optimism)
+        return {
+            "bpd": -whole / unit,
+            "prior": -average.prior / unit,
+            "volume": -average.volume / unit,
+            "dequantization": -weight / unit,
+            "importance": (average.logp + weight - whole) / unit,
+            "optimism": optimism / unit,
+            "solver_error": -average.solver_error / unit,
+            "probe_stderr": average.probe_stderr / unit,
+            "nfe": jnp.sum(result.nfe, axis=0),
+            "ok": jnp.all(result.ok, axis=0),
+        }
 
     return fn
 
 
-def elbo_bits(model: Model, levels: int | None, n_times: int) -> Callable[..., dict[str, Array]]:
-    """For `per_example`: minus the ELBO, "elbo", in bits per dimension."""
+def elbo_bits(
+    model: Model, levels: int | None, n_times: int, form: str = "vdm", decoder: str = "gaussian"
+) -> Callable[..., dict[str, Array]]:
+    """For `per_example`: minus the ELBO, "elbo".
 
-    def fn(keys, params, x, label):
+    Args:
+      n_times, form: of `elbo.negative_elbo`.
+      decoder: one of DECODERS.
+    """
+
+    def fn(keys, params, x, label, streams=STREAMS):
+        k_noise, k_times = (_fold_in(keys, stream) for stream in streams)
         with jax.default_matmul_precision("float32"):
+            given = models.at(model, params)
+            draw = dequantize.uniform_box if model.dequantize is None else dequantize.flow
+            point, weight = draw(k_noise, given, x, levels, label)
+            reconstruct = elbo.denoising
+            if decoder != "gaussian":
+                weight = 0.0
+                if decoder == "lattice":
+                    point = dequantize.lattice(x, levels)
+                reconstruct = lambda keys, sde, predict, _, label: dequantize.reconstruction(
+                    keys, given, x, levels, label, data=decoder
+                )
             terms = elbo.negative_elbo(
-                keys, model.sde(params), bind(model, params), x, label, n_times=n_times
+                *(k_times, given.sde, given.predict, point, label),
+                n_times=n_times,
+                form=form,
+                reconstruct=reconstruct,
             )
-        return {"elbo": _bits(sum(terms), x, levels)}
+        return {"elbo": (sum(terms) - weight) / per_unit(levels, shapes.event_size(x))}
 
     return fn
 
 
-def loss_values(loss_fn: LossFn) -> Callable[..., dict[str, Array]]:
-    """For `per_example`: the training loss of each example alone, at a time of its own."""
+def both(*fns: Callable[..., dict[str, Array]]) -> Callable[..., dict[str, Array]]:
+    """For `per_example`: the results of several functions in one dict, in one program."""
 
-    def fn(keys, params, x, label):
+    def fn(*args):
+        return {name: values for each in fns for name, values in each(*args).items()}
+
+    return fn
+
+
+def loss_values(
+    loss_fn: LossFn,
+    levels: int | None,
+    points: Callable[..., Array] = dequantize.POINTS["uniform"],
+) -> Callable[..., dict[str, Array]]:
+    """For `per_example`: the training loss of each example alone, "loss", at a time of its own.
+
+    Args:
+      points: one of `dequantize.POINTS`, as in training.
+    """
+
+    def fn(keys, params, x, label, streams=STREAMS):
         def one(key, x, label):
             labels = None if label is None else label[None]
             batch = Batch(x[None], labels, key[None], jnp.zeros(1))
             k_time = jax.random.fold_in(key, 2)  # the loss folds 0 and 1 into the example's key
             return loss_fn(k_time, params, (), batch, 0)[0]
 
-        return {"loss": jax.vmap(one, in_axes=(0, 0, None if label is None else 0))(keys, x, label)}
+        k_noise, k_loss = (_fold_in(keys, stream) for stream in streams)
+        x = x if levels is None else points(k_noise, x, levels)
+        return {
+            "loss": jax.vmap(one, in_axes=(0, 0, None if label is None else 0))(k_loss, x, label)
+        }
 
     return fn
 
 
-def _bits(nats: Array, x: Array, levels: int | None) -> Array:
-    n_dims = shapes.event_size(x)
-    return (nats - log_det(levels, n_dims)) / (n_dims * math.log(2))
+def _fold_in(keys: Keys, data) -> Keys:
+    """Each key with `data` folded in, one number for all or one for each."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(data), keys.shape))

@@ -1,27 +1,45 @@
 """A run as a whole: trained in a folder, restored from it, evaluated and sampled from."""
 
+import hashlib
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_jax import evaluate, parallel, picture, sampling, train
-from score_jax.build import Experiment
+from score_jax import (
+    bits,
+    build,
+    evaluate,
+    parallel,
+    picture,
+    sampling,
+    shapes,
+    steps,
+    table,
+    train,
+)
+from score_jax.build import EvalOptions, Experiment
 from score_jax.checkpoint import Checkpoints
-from score_jax.data.base import Split, to_levels
+from score_jax.data.base import Split, to_levels, to_model
 from score_jax.data.base import take as take_examples
+from score_jax.dequantize import DEQUANTIZATIONS
 from score_jax.likelihood import log_likelihood
-from score_jax.model import bind
+from score_jax.model import at, bind
 from score_jax.runlog import RunLog
 from score_jax.train import TrainState
 from score_jax.types import Key, Params
+from score_jax.whiten import WHITENINGS
+from score_jax.workdir import load_config
 
 # what a run's seed is folded with, for each use of randomness
-_INIT, _TRAIN, _VALIDATION, _TEST, _SAMPLES = range(5)
+_INIT, _TRAIN, _VALIDATION, _TEST, _SAMPLES, _GRID = range(6)
+_GRID_EXAMPLES = 64  # on which the likelihood's grid is found
 
 
 def _key(experiment: Experiment, use: int) -> Key:
@@ -33,8 +51,10 @@ def checkpoints_of(folder: Path, experiment: Experiment) -> Checkpoints:
     return Checkpoints(folder / "checkpoints", experiment.train.keep)
 
 
-def start_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
-    """The newest saved state, or the state before the first step."""
+def start_state(
+    experiment: Experiment, checkpoints: Checkpoints, step: int | None = None
+) -> TrainState:
+    """The state saved at a step, by default the newest, or the state before the first step if none is saved."""
 
     def init(key):
         n_emas = len(experiment.train.ema)
@@ -44,12 +64,34 @@ def start_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
 
     # the "rbg" generator compiles in 2 s where the default one takes 15 s for a network's many
     # parameters; its numbers, and so the initial weights of a seed, differ between CPU, GPU and TPU
-    bits = jax.random.bits(_key(experiment, _INIT), (4,), "uint32")
-    key = jax.random.wrap_key_data(bits, impl="rbg")
-    step = checkpoints.latest()
+    words = jax.random.bits(_key(experiment, _INIT), (4,), "uint32")
+    key = jax.random.wrap_key_data(words, impl="rbg")
+    step = checkpoints.latest() if step is None else step
     if step is None:
-        return jax.jit(init)(key)
+        state = jax.jit(init)(key)
+        return state if experiment.frozen is None else _with_score(state, experiment.frozen)
     return checkpoints.restore(step, jax.eval_shape(init, key))
+
+
+def _with_score(state: TrainState, folder: str) -> TrainState:
+    """The state with the score model of the run in a folder, in the averages too.
+
+    Raises:
+      ValueError: that run's network is another one.
+    """
+    experiment = build.experiment(build.resolve(load_config(Path(folder))))
+    score = averaged_params(Path(folder), experiment)[1]
+    shapes_of = lambda tree: jax.tree.map(jnp.shape, tree)
+    if shapes_of(score) != shapes_of(state.params["score"]):
+        raise ValueError(
+            f"config.dequantize.frozen is {folder}, a run of another network; set config.net and "
+            "config.model to those of that run"
+        )
+    replaced = lambda params: params | {"score": score}
+    copy = lambda tree: jax.tree.map(jnp.array, tree)  # each is donated to the first step
+    return state._replace(
+        params=copy(replaced(state.params)), emas=tuple(copy(replaced(ema)) for ema in state.emas)
+    )
 
 
 def averaged_params(folder: Path, experiment: Experiment) -> tuple[int, Params]:
@@ -58,19 +100,40 @@ def averaged_params(folder: Path, experiment: Experiment) -> tuple[int, Params]:
     Raises:
       FileNotFoundError: the run has no checkpoint.
     """
+    saved_steps(folder)
+    state = start_state(experiment, checkpoints_of(folder, experiment))
+    return int(state.step), state.averaged()
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of a run's checkpoints, increasing.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint.
+    """
     saved = folder / "checkpoints"
-    if not saved.is_dir() or (checkpoints := checkpoints_of(folder, experiment)).latest() is None:
+    # one that is being written has a longer name
+    steps = sorted(int(path.name) for path in saved.glob("*") if path.name.isdecimal())
+    if not steps:
         raise FileNotFoundError(
             f"no checkpoint in {saved}; train the run first: scripts/train.py --workdir={folder}"
         )
-    state = start_state(experiment, checkpoints)
-    return int(state.step), state.averaged()
+    return steps
+
+
+def weights(experiment: Experiment) -> dict[str, Callable[[TrainState], Params]]:
+    """The parameters that a state has to evaluate, by name: each moving average, and those of the step, "raw"."""
+    emas = {
+        f"ema {rate:g}": lambda state, i=i: state.emas[i]
+        for i, rate in enumerate(experiment.train.ema)
+    }
+    return emas | {"raw": lambda state: state.params}
 
 
 def fit(folder: Path, experiment: Experiment, state: TrainState, checkpoints: Checkpoints) -> bool:
     """Trains from a state to the end of the run; False if a signal stopped it (`train.fit`)."""
     data, options = experiment.data, experiment.train
-    prepare = train.prepare(data.levels, options.flip, experiment.labels)
+    prepare = train.prepare(data.levels, options.flip, experiment.labels, experiment.points)
     step_fn = train.make_train_step(
         experiment.loss,
         prepare,
@@ -82,14 +145,19 @@ def fit(folder: Path, experiment: Experiment, state: TrainState, checkpoints: Ch
     n = min(options.eval_images, len(data.validation.x))
     validation = take_examples(data.validation, np.arange(n))
     values = {
-        "loss": _per_example(experiment, evaluate.loss_values(experiment.validation_loss)),
+        "loss": _per_example(
+            experiment,
+            evaluate.loss_values(experiment.validation_loss, data.levels, experiment.points),
+        ),
         "elbo": _per_example(experiment, elbo(experiment)),
     }
 
     def validate(params):
         key = _key(experiment, _VALIDATION)
         return {
-            f"val_{name}": float(np.mean(run(key, params, validation)[name], dtype=np.float64))
+            f"val_{name}": evaluate.estimate(
+                evaluate.together(run(key, params, validation))[name]
+            ).mean
             for name, run in values.items()
         }
 
@@ -145,64 +213,162 @@ def draw(experiment: Experiment) -> Callable[..., dict[str, np.ndarray]]:
 
 
 def elbo(experiment: Experiment) -> Callable[..., dict[str, Array]]:
-    """The ELBO in bits/dim, as the eval section sets it."""
-    return evaluate.elbo_bits(experiment.model, experiment.data.levels, experiment.eval.elbo_times)
+    """The ELBO, as the eval section sets it."""
+    options = experiment.eval
+    return evaluate.elbo_bits(
+        experiment.model,
+        experiment.data.levels,
+        options.elbo_times,
+        options.elbo_form,
+        options.elbo_decoder,
+    )
 
 
-def ode(experiment: Experiment) -> Callable[..., dict[str, Array]]:
-    """Bits/dim by the probability-flow ODE, as the eval section sets it."""
+def ode(
+    experiment: Experiment, found: dict[str, Any] | None = None
+) -> Callable[..., dict[str, Array]]:
+    """Bits/dim by the probability-flow ODE, as the eval section sets it.
+
+    Args:
+      found: arguments of `log_likelihood` that `prepare_ode` found for the model.
+    """
     options = experiment.eval
 
     def likelihood(keys, sde, predict, x, label):
-        return log_likelihood(
-            keys,
-            sde,
-            predict,
-            x,
-            label,
+        arguments = dict(
             grid=options.grid(sde),
             trace=options.trace,
+            n_probes=options.n_probes,
             solver=options.solver,
             n_steps=options.n_steps,
             rtol=options.rtol,
             atol=options.atol,
         )
+        return log_likelihood(keys, sde, predict, x, label, **arguments | (found or {}))
 
-    return evaluate.ode_bits(experiment.model, likelihood, experiment.data.levels)
+    return evaluate.ode_bits(
+        experiment.model,
+        likelihood,
+        experiment.data.levels,
+        DEQUANTIZATIONS[options.dequantize],
+        options.importance,
+    )
 
 
-def bits_per_dim(experiment: Experiment, params: Params, split: Split) -> dict[str, Any]:
+def prepare_ode(
+    experiment: Experiment, params: Params, folder: Path, made_for: dict[str, Any]
+) -> dict[str, Any]:
+    """What the likelihood's solver is to know: the Gaussian near the data, and where the model needs steps.
+
+    The latter is found on training examples, once for the parameters, and kept in the folder.
+    """
+    options, data = experiment.eval, experiment.data
+    found = {"whiten": WHITENINGS[options.whiten](data.train.x, data.levels)}
+    if not options.fit_grid:
+        return found
+    whiten_and_trace = found | {"trace": options.trace}
+
+    def errors(keys, params, x, label, streams):
+        with jax.default_matmul_precision("float32"):
+            model = at(experiment.model, params)
+            draw = DEQUANTIZATIONS[options.dequantize]
+            point = draw(shapes.fold_in(keys, 0), model, x, data.levels, label)
+            return {
+                "error": steps.local_errors(
+                    shapes.fold_in(keys, 1),
+                    model.sde,
+                    model.predict,
+                    point.x,
+                    label,
+                    **whiten_and_trace,
+                )
+            }
+
+    def log_snrs():
+        index = np.unique(np.linspace(0, len(data.train.x) - 1, _GRID_EXAMPLES).astype(int))
+        examples = take_examples(data.train, index)
+        run = _per_example(experiment, errors)(_key(experiment, _GRID), params, examples)
+        return steps.log_snrs(experiment.model.sde(params), evaluate.together(run)["error"])
+
+    kinds = "parameters", "data", "seed", "sde", "net", "model"
+    made_for = {kind: made_for.get(kind) for kind in kinds}
+    made_for |= {key: getattr(options, key) for key in ("whiten", "trace", "dequantize")}
+    path = folder / f"grid_{made_for['parameters'][:8]}.json"
+    grid = steps.smooth(table.kept(path, made_for, log_snrs))
+    return found | {"grid": grid(experiment.model.sde(params))}
+
+
+def _refined(options: EvalOptions) -> EvalOptions:
+    """Four times the steps, or a tenth of the tolerances: most of the error of the former is gone."""
+    if options.n_steps is not None:
+        return options._replace(n_steps=4 * options.n_steps)
+    return options._replace(rtol=0.1 * options.rtol, atol=0.1 * options.atol)
+
+
+def bits_per_dim(
+    experiment: Experiment, params: Params, split: Split, path: Path, made_for: dict[str, Any]
+) -> dict[str, Any]:
     """Bits/dim of a split by the probability-flow ODE and by the ELBO, every example once.
 
-    Where the data's density is known, also its exact value: the least that a model can reach.
+    Writes the table of the examples to `path` and that of those evaluated again beside it, and goes
+    on with tables that a killed evaluation left there.
 
-    Raises:
-      ArithmeticError: the ODE solver failed on some examples.
+    Args:
+      made_for: what the numbers depend on beside the parameters; tables made for something else are
+        not continued.
+    Returns:
+      `bits.summary`; "unit"; where the data's density is known, "exact", the least that a model can
+      reach, and "kl", what this one is above it; "prior_mismatch" (`bits.prior_mismatch`); t_min.
     """
-    key = _key(experiment, _TEST)
-    by_ode = _per_example(experiment, ode(experiment))(key, params, split)
-    failed = int(np.sum(~by_ode["ok"]))
-    if failed:
-        raise ArithmeticError(
-            f"the ODE solver failed on {failed} of {len(split.x)} examples; "
-            "loosen config.eval.rtol and atol, or set config.eval.n_steps"
+    options, data = experiment.eval, experiment.data
+    key, n = _key(experiment, _TEST), len(split.x)
+    made_for = made_for | {"parameters": _digest(params)}
+    found = prepare_ode(experiment, params, path.parent, made_for)
+    per_example = _per_example(experiment, evaluate.both(ode(experiment, found), elbo(experiment)))
+    rows = bits.measure(path, made_for, n, partial(per_example, key, params, split))
+
+    index, checks = bits.subset(n, options.check_images, experiment.seed), None
+    if len(index):
+        again = _refined(options)._replace(batch_size=min(options.batch_size, len(index)))
+        refined = experiment._replace(eval=again)
+        checks = bits.check(
+            path.with_name(f"{path.stem}_again.csv"),
+            made_for | {"check_images": options.check_images},
+            index,
+            partial(per_example, key, params, split),
+            partial(_per_example(refined, ode(refined, found)), key, params, split),
         )
-    by_elbo = _per_example(experiment, elbo(experiment))(key, params, split)
-    result = {
-        "bpd": evaluate.estimate(by_ode["bpd"])._asdict(),
-        "elbo": evaluate.estimate(by_elbo["elbo"])._asdict(),
-        "nfe": float(np.mean(by_ode["nfe"])),
+    result = bits.summary(rows, checks) | {
+        "importance": options.importance,
+        "unit": "nats" if data.levels is None else "bits/dim",
+        "t_min": float(experiment.model.sde(params).t_min),
+        "prior_mismatch": _prior_mismatch(experiment, params),
     }
-    if experiment.data.log_prob is not None:
-        bits = -experiment.data.log_prob(split.x) / (math.prod(experiment.data.shape) * math.log(2))
-        result["exact"] = evaluate.estimate(np.asarray(bits))._asdict()
+    if data.log_prob is not None:
+        exact = -np.asarray(data.log_prob(split.x), np.float64)
+        result["exact"] = evaluate.estimate(exact)._asdict()
+        result["kl"] = evaluate.estimate((rows["bpd"] - exact)[rows["failed"] == 0])._asdict()
     return result
 
 
-def _per_example(experiment: Experiment, fn: Callable):
-    return evaluate.per_example(
-        fn,
-        experiment.data.levels,
-        batch_size=experiment.eval.batch_size,
-        labels=experiment.labels,
+def _prior_mismatch(experiment: Experiment, params: Params) -> float:
+    data, sde = experiment.data, experiment.model.sde(params)
+    t_max = jnp.asarray(sde.t_max)
+    # a thousand examples tell the mean and the large variances
+    some = np.unique(np.linspace(0, len(data.train.x) - 1, 1000).astype(int))
+    x = to_model(np.asarray(data.train.x[some], np.float64), data.levels)
+    nats = bits.prior_mismatch(
+        x.reshape(len(x), -1), float(sde.alpha(t_max)), float(sde.sigma(t_max))
     )
+    return nats / evaluate.per_unit(data.levels, math.prod(data.shape))
+
+
+def _digest(params: Params) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _per_example(experiment: Experiment, fn: Callable):
+    return evaluate.per_example(fn, batch_size=experiment.eval.batch_size, labels=experiment.labels)

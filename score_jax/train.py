@@ -20,7 +20,7 @@ from jaxtyping import Int
 from score_jax import dequantize, parallel, shapes
 from score_jax.checkpoint import Checkpoints
 from score_jax.data import stream
-from score_jax.data.base import Split, to_model
+from score_jax.data.base import Split
 from score_jax.data.order import batch_indices
 from score_jax.model import Model
 from score_jax.runlog import RunLog
@@ -55,14 +55,19 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, emas, optimizer.init(params), loss_state)
 
 
-def prepare(levels: int | None, flip: bool, labels: bool) -> Callable[..., Batch]:
-    """A function (keys, position, resident, indices) -> Batch in model space, run inside the step.
+def prepare(
+    levels: int | None,
+    flip: bool,
+    labels: bool,
+    points: Callable[..., Array] = dequantize.POINTS["uniform"],
+) -> Callable[..., Batch]:
+    """A function (keys, position, resident, indices) -> Batch, run inside the step.
 
     Args:
-      levels: the data's number of levels; uniform dequantization is added. None for continuous
-        data.
+      levels: the data's number of levels, or None for continuous data, which stay as they are.
       flip: mirror each image left to right with probability 1/2.
       labels: whether the batch carries labels.
+      points: one of `dequantize.POINTS`: what the loss gets of levels.
     """
 
     def fn(keys, position, resident: Split, indices) -> Batch:
@@ -72,9 +77,9 @@ def prepare(levels: int | None, flip: bool, labels: bool) -> Callable[..., Batch
             mirrored = jax.vmap(jax.random.bernoulli)(k_flip)
             x = jnp.where(shapes.like(mirrored, x), x[..., ::-1, :], x)
         if levels is not None:
-            x = dequantize.uniform(k_dequantize, x)
+            x = points(k_dequantize, x, levels)
         label = resident.label[indices] if labels else None
-        return Batch(to_model(x, levels), label, keys, position)
+        return Batch(x, label, keys, position)
 
     return fn
 

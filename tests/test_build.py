@@ -69,7 +69,7 @@ def test_every_constructor_resolves_to_its_own_defaults(section, name, construct
         assert value == default or choices[value] is default, option
     # jax keys, models and schedules come from the program, not from the config
     left = {k for k, p in parameters.items() if p.default is not p.empty} - options.keys()
-    assert left <= {"n_classes", "name", "parent", "frequencies", "dtype", "remat"}
+    assert left <= {"n_classes", "name", "parent", "frequencies", "dtype", "remat", "outputs"}
 
 
 def is_number(annotation):

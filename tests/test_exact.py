@@ -127,10 +127,9 @@ def measured(sde, x, **solver):
             keys, sde, predict, x, label, grid=grids.log_snr(sde), trace="exact", **solver
         )
 
-    bits = evaluate.per_example(
-        evaluate.ode_bits(model, likelihood, LEVELS), LEVELS, batch_size=300, labels=False
-    )
-    return bits(jax.random.key(0), (), Split(x, None))
+    fn = evaluate.ode_bits(model, likelihood, LEVELS)
+    run = evaluate.per_example(fn, batch_size=300, labels=False)
+    return evaluate.together(run(jax.random.key(0), (), Split(x, None)))
 
 
 def test_bits_per_dimension_of_categorical_pixels_fall_to_their_entropy_as_the_root_of_t_min():

@@ -6,13 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import test_cli
 from PIL import Image
+from test_bits import RESULT
 
-from score_jax import picture, workdir
+from score_jax import cli, picture, workdir
+from score_jax import run as run_module
 
 CHECKOUT = Path(__file__).parent.parent
 TINY = """
@@ -114,19 +118,91 @@ def test_a_change_that_does_not_fit_the_checkpoint_leaves_the_config_alone(home,
 def test_eval_writes_the_bits_per_dim_of_every_test_image_and_how_they_were_computed(home, run):
     out = call(home, "eval", "--workdir=runs/tiny", "--config.eval.n_steps=3")
     result = json.loads((run / "eval" / "bpd.json").read_text())
-    bpd, elbo = result["bpd"], result["elbo"]
+    bpd, elbo, errors = result["bpd"], result["elbo"], result["errors"]
     assert (bpd["n"], elbo["n"], result["step"], result["split"]) == (360, 360, 6, "test")
     assert result["nfe"] == 6  # Heun evaluates twice a step
     assert (result["dequantization"], result["t_min"]) == ("uniform", 1e-5)
+    assert (result["weights"], result["unit"], result["failed"]) == ("ema 0.9", "bits/dim", 0)
+    assert result["conditional"]
     assert result["settings"] == workdir.load_config(run)["eval"] | {"n_steps": 3}
     assert 0 < bpd["stderr"] < bpd["mean"] and 0 < elbo["stderr"] < elbo["mean"]
-    first, second, path = out.splitlines()
+    first, second, third, path = out.splitlines()
     assert first == (
         f"test {bpd['mean']:.4f} +- {bpd['stderr']:.4f} bits/dim "
-        "(360 examples; 6 evaluations; uniform dequantization; step 6)"
+        f"(360 examples; probe {errors['probe']:.4f}, dequantization "
+        f"{errors['dequantization']:.4f}, solver {errors['solver']['mean']:+.4f}; 6 evaluations; "
+        "uniform dequantization; given the class; step 6, ema 0.9)"
     )
     assert second.startswith(f"by the ELBO at most {elbo['mean']:.4f} +- {elbo['stderr']:.4f}")
+    assert third.startswith("log p at t_min = 1e-05, not corrected to t = 0; the prior at t_max")
     assert path == "runs/tiny/eval/bpd.json"
+    rows = columns(run / "eval" / "bpd.csv")
+    np.testing.assert_array_equal(rows["index"], np.arange(360))
+    np.testing.assert_allclose(np.mean(rows["bpd"]), bpd["mean"], rtol=1e-9)
+    np.testing.assert_allclose(np.mean(rows["elbo"]), elbo["mean"], rtol=1e-9)
+
+
+def columns(path):
+    return np.genfromtxt(path, delimiter=",", names=True)
+
+
+def test_an_evaluation_that_is_killed_goes_on_and_leaves_the_same_bytes(home, run):
+    """By SIGKILL, after some of 45 batches, and then not at all."""
+    args = ["--workdir=runs/tiny", "--config.eval.batch_size=8", "--split=test"]
+    file = run / "eval" / "bpd.csv"
+    call(home, "eval", *args)
+    whole, result = file.read_bytes(), (run / "eval" / "bpd.json").read_bytes()
+    for path in (run / "eval").glob("bpd*"):
+        path.unlink()
+    process = start(home, "eval", *args)
+    while process.poll() is None and (not file.exists() or file.stat().st_size < 500):
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    killed = file.read_bytes()
+    assert 500 <= len(killed) < len(whole) and not (run / "eval" / "bpd.json").exists()
+    assert "begins" not in call(home, "eval", *args)
+    assert file.read_bytes() == whole
+    assert (run / "eval" / "bpd.json").read_bytes() == result
+
+
+def test_a_sweep_goes_over_the_checkpoints_and_the_averages(home, run):
+    args = ["--workdir=runs/tiny", "--n=20", "--config.eval.check_images=0"]
+    out = call(home, "eval", *args, "--steps=all", "--ema=all")
+    assert out.endswith("\nruns/tiny/eval/bpd_by_step_first_20.csv\n")
+    lines = (run / "eval" / "bpd_by_step_first_20.csv").read_text().splitlines()
+    found = [line.split(",") for line in lines[1:]]
+    names = [(row[0], row[1]) for row in found]
+    assert names == [("4", "ema 0.9"), ("4", "raw"), ("6", "ema 0.9"), ("6", "raw")]
+    assert len({row[2] for row in found}) == 4  # each has parameters of its own
+    assert (run / "eval" / "bpd_by_step_first_20.png").exists()
+    # the newest checkpoint's average is what is evaluated by default, here on the first 20
+    call(home, "eval", *args)
+    alone = json.loads((run / "eval" / "bpd_first_20.json").read_text())
+    assert found[2][2] == str(alone["bpd"]["mean"])
+    assert f"step 6, raw)\nby the ELBO at most {float(found[3][5]):.4f}" in out
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--steps=4,5", "the run has no checkpoint '5'; choose from 4, 6, or all"),
+        ("--ema=1", "the run has no such average; choose from 0 (ema 0.9), raw, or all"),
+    ],
+)
+def test_a_checkpoint_or_an_average_that_is_not_there_is_one_line(home, run, flag, message):
+    err = call(home, "eval", "--workdir=runs/tiny", flag, code=2)
+    assert err == f"eval.py: {flag}: {message}\n"
+
+
+def test_a_failed_solve_is_said_and_makes_the_exit_code_1(run, monkeypatch, capsys):
+    """The numbers are made up; what fails them is tested with `run.bits_per_dim`."""
+    result = RESULT | {"failed": 2, "bpd": RESULT["bpd"] | {"n": 358}}
+    monkeypatch.setattr(run_module, "bits_per_dim", lambda *args: result)
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    assert test_cli.call("eval", f"--workdir={run}", "--split=validation") == 1
+    assert "the solver failed on 2 of them, which are left out" in capsys.readouterr().out
+    assert json.loads((run / "eval" / "bpd_validation.json").read_text())["failed"] == 2
 
 
 def sample(home, out, n, *args):
@@ -239,7 +315,7 @@ def test_points_are_evaluated_and_drawn_too(home, stopped):
     result = json.loads((stopped / "eval" / "bpd_validation.json").read_text())
     assert result["bpd"]["n"] == 20 and result["step"] == newest(stopped)
     assert result["dequantization"] is None and "dequantization" not in out
-    assert out.startswith("validation ")
+    assert out.startswith("validation ") and " nats (20 examples; probe " in out
     call(home, "sample", "--workdir=runs/stopped", "--n=5", "--out=points.npz")
     with np.load(home / "points.npz") as file:
         assert file["x"].shape == (5, 2) and file["x"].dtype == np.float32 and "label" not in file

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from score_jax import build, parallel, run, train
+from score_jax import build, evaluate, parallel, run, train
 from score_jax.data.base import Split
 from score_jax.model import Model
 
@@ -314,7 +314,8 @@ def test_evaluation_counts_every_example_once_whatever_the_batch_size(tiny, unin
             eval=tiny.eval._replace(batch_size=batch_size, n_steps=2, solver="heun")
         )
         per_example = run._per_example(experiment, run.ode(experiment))
-        values.append(per_example(jax.random.key(5), params, split)["bpd"])
+        batches = per_example(jax.random.key(5), params, split)
+        values.append(evaluate.together(batches)["bpd"])
     assert values[0].shape == (13,)
     np.testing.assert_allclose(values[0], values[1], atol=1e-5)
     assert len(np.unique(values[0])) == 13
