@@ -18,7 +18,7 @@ def get_config(**sections):
             net=dict(
                 name="unet", channels=32, multipliers=(1,), blocks=1, attention=(), dropout=0.0
             ),
-            model=dict(output="v", conditioning="log_snr"),
+            model=dict(output="levels", conditioning="log_snr"),
             optim=dict(name="adam", lr=3e-3, b2=0.99, warmup=100, decay="cosine"),
             train=dict(
                 steps=3600,
@@ -29,7 +29,7 @@ def get_config(**sections):
                 sample_every=900,
                 save_every=900,
             ),
-            eval=dict(batch_size=72, n_steps=16),
+            eval=dict(batch_size=72, solver="adams4", n_steps=40, fit_grid=True),
         )
         | sections
     )
