@@ -66,6 +66,8 @@ class EvalOptions(NamedTuple):
     Attributes:
       batch_size: examples per call, over all devices together; it does not change the result.
       dequantize: how levels become points, one of `dequantize.DEQUANTIZATIONS`, or "as_trained".
+      t_min: where the density is taken and the ELBO ends, not before the SDE's own t_min, which None
+        stands for; later it wants the dequantization "decoder".
       trace, n_probes: of the divergence, one of `likelihood.TRACES`, and of how many probes.
       whiten: the Gaussian near the data that the solver uses, one of `whiten.WHITENINGS`.
       grid, solver, n_steps, rtol, atol: of the probability-flow ODE (`solve.ode`); n_steps = None
@@ -80,6 +82,7 @@ class EvalOptions(NamedTuple):
 
     batch_size: int = 100
     dequantize: str = "as_trained"
+    t_min: float | None = None
     trace: str = "rademacher"
     n_probes: int = 1
     whiten: str = "none"
@@ -451,6 +454,7 @@ def experiment(config: Config) -> Experiment:
         n_levels=data.levels,
     )
     model = denoiser(net)
+    _check_t_min(config, model.sde(None))
     in_training = denoiser(net.clone(dtype=DTYPES[options.compute], remat=options.remat))
     loss = _make(config, "loss", in_training)
     validation_loss = _make(config, "loss", models.deterministic(model))
@@ -487,6 +491,15 @@ def _as_trained(config: Config) -> Config:
     if options["elbo_decoder"] == "as_trained":
         options["elbo_decoder"] = "lattice" if trained == "lattice" else "gaussian"
     return config | {"eval": options}
+
+
+def _check_t_min(config: Config, built: sde.SDE):
+    t_min = config["eval"]["t_min"]
+    if t_min is not None and not built.t_min <= t_min < built.t_max:
+        raise ConfigError(
+            f"config.eval.t_min is {t_min}; it must be at least the SDE's t_min, {built.t_min}, and less "
+            f"than its t_max, {built.t_max}; None takes the former"
+        )
 
 
 def check_batch_size(batch_size: int, accumulate: int):

@@ -292,7 +292,7 @@ def prepare_ode(
 
     kinds = "parameters", "data", "seed", "sde", "net", "model"
     made_for = {kind: made_for.get(kind) for kind in kinds}
-    made_for |= {key: getattr(options, key) for key in ("whiten", "trace", "dequantize")}
+    made_for |= {key: getattr(options, key) for key in ("whiten", "trace", "dequantize", "t_min")}
     path = folder / f"grid_{made_for['parameters'][:8]}.json"
     grid = steps.smooth(table.kept(path, made_for, log_snrs))
     return found | {"grid": grid(experiment.model.sde(params))}
@@ -321,6 +321,8 @@ def bits_per_dim(
       reach, and "kl", what this one is above it; "prior_mismatch" (`bits.prior_mismatch`); t_min.
     """
     options, data = experiment.eval, experiment.data
+    if options.t_min is not None:
+        experiment = _starting_at(experiment, options.t_min)
     key, n = _key(experiment, _TEST), len(split.x)
     made_for = made_for | {"parameters": _digest(params)}
     found = prepare_ode(experiment, params, path.parent, made_for)
@@ -349,6 +351,13 @@ def bits_per_dim(
         result["exact"] = evaluate.estimate(exact)._asdict()
         result["kl"] = evaluate.estimate((rows["bpd"] - exact)[rows["failed"] == 0])._asdict()
     return result
+
+
+def _starting_at(experiment: Experiment, t_min: float) -> Experiment:
+    """The experiment whose model's time begins at t_min; what its network is told of a time does not change."""
+    model = experiment.model
+    later = lambda params: model.sde(params)._replace(t_min=t_min)
+    return experiment._replace(model=model._replace(sde=later))
 
 
 def _prior_mismatch(experiment: Experiment, params: Params) -> float:

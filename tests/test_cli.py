@@ -355,6 +355,50 @@ CONFIG_SECTIONS = {
     "solver on a density of training times": (
         "eval=dict(grid='log_normal')", "config.eval.grid is 'log_normal'", "uniform, log_snr, quadratic",
     ),
+    "likelihood before t_min": (
+        "eval=dict(t_min=9e-6)", "config.eval.t_min is 9e-06; it must be at least the SDE's t_min, 1e-05",
+    ),
+    "Adams without a number of steps": (
+        "eval=dict(solver='adams4')", "config.eval.solver is 'adams4', which cannot adapt its steps",
+        "set config.eval.n_steps",
+    ),
+    "decoder of data without levels": (
+        "data=dict(name='toy2d'), net=dict(name='mlp'), eval=dict(dequantize='decoder')",
+        "config.eval.dequantize is 'decoder'", "toy2d_moons, which has no levels", "uniform, denoised",
+    ),
+    "flow for data without levels": (
+        "data=dict(name='toy2d'), net=dict(name='mlp'), dequantize=dict(name='flow')",
+        "config.dequantize.name is 'flow'", "has no levels",
+    ),
+    "levels of data without": (
+        "data=dict(name='toy2d'), net=dict(name='mlp'), model=dict(output='levels')",
+        "config.model.output is 'levels'", "choose another output",
+    ),
+    "truncated noise for a model of boxes": (
+        "eval=dict(dequantize='truncated_normal')", "does not fit a model after 'uniform' training",
+        "choose from uniform, decoder, denoised",
+    ),
+    "boxes for a model of the lattice": (
+        "dequantize=dict(name='lattice'), eval=dict(elbo_decoder='gaussian')",
+        "config.eval.elbo_decoder is 'gaussian'", "choose from lattice",
+    ),
+    "levels that are boxes on a lattice": (
+        "dequantize=dict(name='lattice'), model=dict(output='levels')",
+        "config.model.output is 'levels', whose levels are boxes", "set it to 'uniform'",
+    ),
+    "levels that are added up": (
+        "net=dict(name='ncsnpp', embedding='positional', multipliers=(1, 1), progressive_output='output_skip')"
+        ", model=dict(output='levels')",
+        "config.net.progressive_output is 'output_skip'", "set progressive_output to",
+    ),
+    "flow with another loss than a likelihood": (
+        "dequantize=dict(name='flow'), loss=dict(name='denoising', weight='simple')",
+        "whose loss is a likelihood", "config.loss.weight",
+    ),
+    "frozen model with weight decay": (
+        "dequantize=dict(name='flow', frozen='run'), optim=dict(name='adam', weight_decay=0.1)",
+        "config.optim.weight_decay is 0.1", "frozen score model",
+    ),
     "Fourier features of a time": (
         "net=dict(name='ncsnpp', multipliers=(1, 1))",
         "config.model.conditioning is 'log_snr'", "embedding is 'fourier'", "set conditioning to log_sigma",
