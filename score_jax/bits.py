@@ -25,14 +25,21 @@ from score_jax.evaluate import STREAMS, estimate, streams, together
 from score_jax.table import Table, append, begin, read
 
 TERMS = "prior", "volume", "dequantization", "importance"
-# of the table of all examples, and of the table of those whose randomness is drawn anew
 ERRORS = "solver_error", "probe_stderr", "optimism"
+# of the table of all examples, and of the table of those whose randomness is drawn anew
 COLUMNS = ("index", "bpd", *TERMS, "nfe", *ERRORS, "elbo", "failed")
 CHECK_COLUMNS = "index", "noise", "probe", "refined", "elbo_noise", "elbo_times"
 
 # what becomes of the noise that the density has at t_min, by dequantization
-_TRUNCATION = {None: "not corrected to t = 0", "uniform": "not corrected to t = 0"}
-_CORRECTED = "corrected to t = 0"
+_TRUNCATION = {
+    None: "not corrected to t = 0",
+    "uniform": "not corrected to t = 0",
+    "flow": "not corrected to t = 0",
+    "truncated_normal": "whose noise is the dequantization's",
+    "decoder": "corrected to t = 0",
+    "lattice_decoder": "corrected to t = 0",
+    "denoised": "corrected to t = 0",
+}
 
 
 def measure(
@@ -73,6 +80,8 @@ def check(
 ) -> dict[str, np.ndarray]:
     """The columns of CHECK_COLUMNS of the examples `index`, as a table like that of `measure`.
 
+    A solve that failed has no number.
+
     Args:
       run, refined: run(index, streams) of `evaluate.per_example`; the second is of a better solver.
     """
@@ -83,11 +92,12 @@ def check(
         (noise, rest), (other_noise, other_rest) = STREAMS, streams(1)
         draws = np.repeat([other_noise, noise], n), np.repeat([rest, other_rest], n)
         again, better = together(run(np.tile(index, 2), draws)), together(refined(index, STREAMS))
+        solved = lambda found: np.where(found["ok"], found["bpd"], np.nan)
         rows = {
             "index": index,
-            "noise": again["bpd"][:n],
-            "probe": again["bpd"][n:],
-            "refined": better["bpd"],
+            "noise": solved(again)[:n],
+            "probe": solved(again)[n:],
+            "refined": solved(better),
             "elbo_noise": again["elbo"][:n],
             "elbo_times": again["elbo"][n:],
         }
@@ -210,7 +220,7 @@ def report(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{result['split']} {number('bpd')} {unit} ({'; '.join(how)})",
         f"by the ELBO at most {number('elbo')}, with the same weights and on the same examples",
-        f"log p at t_min = {result['t_min']:g}, {_TRUNCATION.get(result['dequantization'], _CORRECTED)}; "
+        f"log p at t_min = {result['t_min']:g}, {_TRUNCATION[result['dequantization']]}; "
         f"the prior at t_max costs {max(result['prior_mismatch'], 0):.1g}",
     ]
     if result["failed"]:

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ class EvalOptions(NamedTuple):
     """The eval section: how bits/dim are computed.
 
     Attributes:
-      batch_size: examples per call, over all devices together; it does not change the result.
+      batch_size: examples per call, over all devices together; it changes no result beyond rounding.
       dequantize: how levels become points, one of `dequantize.DEQUANTIZATIONS`, or "as_trained".
       t_min: where the density is taken and the ELBO ends, not before the SDE's own t_min, which None
         stands for; later it wants the dequantization "decoder".
@@ -73,7 +74,7 @@ class EvalOptions(NamedTuple):
       grid, solver, n_steps, rtol, atol: of the probability-flow ODE (`solve.ode`); n_steps = None
         adapts the steps.
       importance: samples of the importance-weighted bound; 1 is the plain one.
-      fit_grid: steps where the model needs them (`steps`), in the place of those of `grid`.
+      fit_grid: steps where the model needs them (`steps`), found on training images.
       elbo_times, elbo_form, elbo_decoder: times at which each example's ELBO is evaluated, and of
         `elbo.FORMS` and `evaluate.DECODERS`.
       check_images: examples, chosen at random, whose numbers are computed again with other
@@ -177,6 +178,9 @@ SECTIONS: dict[str, Any] = {
 
 # the `name` of a section that a config may leave out
 _DEFAULT_NAMES = {"dequantize": "uniform"}
+
+# choices in the configs of older runs
+_FORMER_NAMES = {"hutchinson": "rademacher"}
 
 # the evaluations that fit what a model was trained on, of levels dequantized by name; first the default
 _FITTING = {
@@ -355,6 +359,7 @@ def _resolve_section(section: str, values: Any) -> dict[str, Any]:
 
 
 def _chosen(where: str, value: Any, choices: dict) -> str:
+    value = _FORMER_NAMES.get(value, value) if isinstance(value, str) else value
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{where} is {value!r}; {choose(str(value), choices)}")
     return value
@@ -428,7 +433,7 @@ class Experiment(NamedTuple):
     draw: Callable[..., sampling.Draws]
     labels: bool
     points: Callable[..., Array]
-    frozen: str | None = None
+    frozen: tuple[Path, dict[str, Any]] | None = None
 
 
 def experiment(config: Config) -> Experiment:
@@ -461,9 +466,13 @@ def experiment(config: Config) -> Experiment:
     noise, frozen = config["dequantize"]["name"], None
     if noise == "flow":
         flow = _make(config, "dequantize")
-        frozen, dequantizer = flow.frozen, variational.flow(CouplingFlow(flow.width, flow.depth))
+        dequantizer = variational.flow(CouplingFlow(flow.width, flow.depth))
         model = variational.attach(model, dequantizer)
-        loss = variational.frozen(loss) if frozen else loss
+        if flow.frozen is not None:
+            # the score model that is evaluated, so without dropout
+            loss = variational.frozen(_make(config, "loss", models.deterministic(in_training)))
+            fixed = {name: config[name] for name in ("sde", "net", "model")}
+            frozen = Path(flow.frozen), fixed | {"dequantize": {"name": "uniform"}}
         loss, validation_loss = (
             variational.joint(fn, dequantizer, data.levels) for fn in (loss, validation_loss)
         )
@@ -582,16 +591,16 @@ def _check_combination(config, options: train.Options, model_options: ModelOptio
                 "config.dequantize.name is 'flow', whose loss is a likelihood; set config.loss.weight to "
                 "'likelihood' and config.loss.target to 'eps'"
             )
-        if config["dequantize"]["frozen"] and config["optim"]["weight_decay"]:
+        if config["dequantize"]["frozen"] is not None and config["optim"]["weight_decay"]:
             raise ConfigError(
                 f"config.optim.weight_decay is {config['optim']['weight_decay']}, which would move the "
                 "frozen score model; set it to 0"
             )
     if model_options.output == "levels":
-        if trained == "lattice":
+        if trained != "uniform":
             raise ConfigError(
-                "config.model.output is 'levels', whose levels are boxes, but config.dequantize.name is "
-                "'lattice'; set it to 'uniform'"
+                "config.model.output is 'levels', which are boxes filled evenly, but "
+                f"config.dequantize.name is {trained!r}; set it to 'uniform'"
             )
         if data.levels is None:
             raise ConfigError(
@@ -602,6 +611,17 @@ def _check_combination(config, options: train.Options, model_options: ModelOptio
                 "config.net.progressive_output is 'output_skip', which adds up images, and "
                 "config.model.output is 'levels'; set progressive_output to 'none' or 'residual'"
             )
+    options = config["eval"]
+    if options["trace"] == "exact" and options["n_probes"] > 1:
+        raise ConfigError(
+            f"config.eval.n_probes is {options['n_probes']}, but config.eval.trace is 'exact', which needs "
+            "no probes; set n_probes to 1"
+        )
+    if options["fit_grid"] and options["grid"] != "log_snr":
+        raise ConfigError(
+            f"config.eval.grid is {options['grid']!r}, but config.eval.fit_grid finds one; set fit_grid "
+            "to False"
+        )
     sample = config["sample"]
     if sample.get("predictor") == sample.get("corrector", "") == "none":
         raise ConfigError(

@@ -220,7 +220,7 @@ def _decoded(keys, model, k, levels, label, kind, ridge):
         one = lambda args: _tilted(kind.known, levels, width, ridge, *args)
         log_p = jax.lax.map(one, (k, offset, model.predict(x, t, label).eps))
     else:
-        all_levels = jax.nn.log_softmax(model.level_logp(x, t, label))
+        all_levels = model.level_logp(x, t, label)
         log_p = jnp.take_along_axis(all_levels, k[..., None], -1)[..., 0]
     return x, shapes.sum_event(log_p), shapes.sum_event(log_q)
 

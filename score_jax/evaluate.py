@@ -76,7 +76,7 @@ def per_example(fn: Callable[..., dict[str, Array]], *, batch_size: int, labels:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         return fn(keys, params, x, label, (noise, rest))
 
-    mapped = parallel.map_examples(one_batch, batch_size)
+    mapped = parallel.map_batch(one_batch)
 
     def run(
         key: Key,
@@ -89,11 +89,12 @@ def per_example(fn: Callable[..., dict[str, Array]], *, batch_size: int, labels:
         index = np.arange(len(split.x)) if index is None else np.asarray(index)
         noise, rest = (np.broadcast_to(np.asarray(s, np.int32), len(index)) for s in streams)
         n_batch = min(batch_size, len(split.x))  # also of a part: the same program
+        common = parallel.replicate((key, params))
         for first in range(start // n_batch * n_batch, len(index), n_batch):
             rows = np.minimum(np.arange(first, first + n_batch), len(index) - 1)
             i = index[rows]
             label = split.label[i] if labels else None
-            result = mapped((key, params), (i, split.x[i], label, noise[rows], rest[rows]))
+            result = mapped(common, (i, split.x[i], label, noise[rows], rest[rows]))
             kept = slice(max(start - first, 0), min(n_batch, len(index) - first))
             yield {name: values[kept] for name, values in result.items()}
 
@@ -163,20 +164,25 @@ def ode_bits(
 
 
 def elbo_bits(
-    model: Model, levels: int | None, n_times: int, form: str = "vdm", decoder: str = "gaussian"
+    model: Model,
+    levels: int | None,
+    n_times: int,
+    form: str = "vdm",
+    decoder: str = "gaussian",
+    draw: Callable[..., Dequantized] = dequantize.uniform_box,
 ) -> Callable[..., dict[str, Array]]:
     """For `per_example`: minus the ELBO, "elbo".
 
     Args:
       n_times, form: of `elbo.negative_elbo`.
       decoder: one of DECODERS.
+      draw: `dequantize.uniform_box`, or with the decoder "gaussian" also `dequantize.flow`.
     """
 
     def fn(keys, params, x, label, streams=STREAMS):
         k_noise, k_times = (_fold_in(keys, stream) for stream in streams)
         with jax.default_matmul_precision("float32"):
             given = models.at(model, params)
-            draw = dequantize.uniform_box if model.dequantize is None else dequantize.flow
             point, weight = draw(k_noise, given, x, levels, label)
             reconstruct = elbo.denoising
             if decoder != "gaussian":

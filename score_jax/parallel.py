@@ -81,19 +81,35 @@ def map_examples(fn: Callable, batch_size: int) -> Callable[..., Any]:
     Returns:
       run(common, arrays) -> the results [n, ...] in order, on the host.
     """
-    mapped = jax.pmap(fn, axis_name=AXIS)
-
-    def one_batch(common, arrays, start, n, n_batch):
-        take = np.minimum(np.arange(start, start + n_batch), n - 1)
-        result = mapped(common, shard(jax.tree.map(lambda a: a[take], arrays)))
-        kept = min(n_batch, n - start)
-        return jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[:kept], result)
+    mapped = map_batch(fn)
 
     def run(common, arrays):
         n = len(jax.tree.leaves(arrays)[0])
-        n_batch = -(-min(batch_size, n) // count()) * count()
-        common = replicate(common)
-        results = [one_batch(common, arrays, start, n, n_batch) for start in range(0, n, n_batch)]
+        common, n_batch = replicate(common), min(batch_size, n)
+
+        def one_batch(start):
+            rows = np.minimum(np.arange(start, start + n_batch), n - 1)
+            result = mapped(common, jax.tree.map(lambda a: a[rows], arrays))
+            return jax.tree.map(lambda a: a[: n - start], result)
+
+        results = [one_batch(start) for start in range(0, n, n_batch)]
         return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+    return run
+
+
+def map_batch(fn: Callable) -> Callable[..., Any]:
+    """Maps fn(common, arrays) over one batch of any size, padded to a multiple of the devices.
+
+    Returns:
+      run(common, arrays) -> the results on the host; `common` is replicated already.
+    """
+    mapped = jax.pmap(fn, axis_name=AXIS)
+
+    def run(common, arrays):
+        n = len(jax.tree.leaves(arrays)[0])
+        rows = np.minimum(np.arange(-(-n // count()) * count()), n - 1)
+        result = mapped(common, shard(jax.tree.map(lambda a: a[rows], arrays)))
+        return jax.tree.map(lambda a: np.asarray(a).reshape(-1, *a.shape[2:])[:n], result)
 
     return run

@@ -69,24 +69,24 @@ def start_state(
     step = checkpoints.latest() if step is None else step
     if step is None:
         state = jax.jit(init)(key)
-        return state if experiment.frozen is None else _with_score(state, experiment.frozen)
+        return state if experiment.frozen is None else _with_score(state, *experiment.frozen)
     return checkpoints.restore(step, jax.eval_shape(init, key))
 
 
-def _with_score(state: TrainState, folder: str) -> TrainState:
+def _with_score(state: TrainState, folder: Path, sections: dict[str, Any]) -> TrainState:
     """The state with the score model of the run in a folder, in the averages too.
 
     Raises:
-      ValueError: that run's network is another one.
+      ValueError: the sections of that run's config are others.
     """
-    experiment = build.experiment(build.resolve(load_config(Path(folder))))
-    score = averaged_params(Path(folder), experiment)[1]
-    shapes_of = lambda tree: jax.tree.map(jnp.shape, tree)
-    if shapes_of(score) != shapes_of(state.params["score"]):
-        raise ValueError(
-            f"config.dequantize.frozen is {folder}, a run of another network; set config.net and "
-            "config.model to those of that run"
-        )
+    config = build.resolve(load_config(folder))
+    for name, section in sections.items():
+        if config[name] != section:
+            raise ValueError(
+                f"config.dequantize.frozen is {folder}, a run whose config.{name} is {config[name]}, not "
+                f"{section}; set config.{name} to that run's, or choose another run"
+            )
+    score = averaged_params(folder, build.experiment(config))[1]
     replaced = lambda params: params | {"score": score}
     copy = lambda tree: jax.tree.map(jnp.array, tree)  # each is donated to the first step
     return state._replace(
@@ -215,12 +215,14 @@ def draw(experiment: Experiment) -> Callable[..., dict[str, np.ndarray]]:
 def elbo(experiment: Experiment) -> Callable[..., dict[str, Array]]:
     """The ELBO, as the eval section sets it."""
     options = experiment.eval
+    is_flow = options.dequantize == "flow" and options.elbo_decoder == "gaussian"
     return evaluate.elbo_bits(
         experiment.model,
         experiment.data.levels,
         options.elbo_times,
         options.elbo_form,
         options.elbo_decoder,
+        DEQUANTIZATIONS["flow" if is_flow else "uniform"],
     )
 
 
@@ -365,7 +367,9 @@ def _prior_mismatch(experiment: Experiment, params: Params) -> float:
     t_max = jnp.asarray(sde.t_max)
     # a thousand examples tell the mean and the large variances
     some = np.unique(np.linspace(0, len(data.train.x) - 1, 1000).astype(int))
-    x = to_model(np.asarray(data.train.x[some], np.float64), data.levels)
+    # levels are the middles of their boxes
+    middle = 0.0 if data.levels is None else 0.5
+    x = to_model(np.asarray(data.train.x[some], np.float64) + middle, data.levels)
     nats = bits.prior_mismatch(
         x.reshape(len(x), -1), float(sde.alpha(t_max)), float(sde.sigma(t_max))
     )

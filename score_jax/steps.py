@@ -22,6 +22,11 @@ from score_jax.whiten import Gaussian
 _SOLVER, _ORDER = "dopri5", 5  # the order of its embedded method's error in one step
 # relative to uniform steps, the density of steps is at least this
 _LEAST_DENSITY = 0.2
+# by which a part of the grid may be longer, in logarithm, than the one beside it: near three times
+_MOST_GROWTH = 1.0
+# of a smooth grid's slope at a value, relative to the flatter of the two lines there; with least +
+# most / 2 = 3 / 2 no cubic is anywhere flatter than at its ends may be
+_LEAST_SLOPE, _MOST_SLOPE = 0.2, 2.6
 
 
 def local_errors(
@@ -73,16 +78,23 @@ def log_snrs(sde: SDE, errors: Float[np.ndarray, "b n"], n_parts: int = 10) -> t
     padded = np.pad(density, 1, mode="edge")
     density = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
     density = np.maximum(density, _LEAST_DENSITY * np.mean(density))
+    # as for a mesh, lengths of bounded slope: a spline through values that jump may go backwards
+    length, i = np.mean(density) / (n_parts * density), np.arange(len(density))
+    growth = _MOST_GROWTH * np.abs(np.subtract.outer(i, i)) / len(density)
+    density = 1 / np.min(length + growth, axis=1)
     mass = np.append(0.0, np.cumsum(density)) / np.sum(density)
     largest, smallest = (float(end) for end in log_snr_ends(sde))
     edges = np.linspace(smallest, largest, len(density) + 1)
     return tuple(np.interp(np.linspace(0.0, 1.0, n_parts + 1), mass, edges).tolist())
 
 
-def smooth(log_snrs: Sequence[float]) -> Callable[[SDE], grids.Grid]:
+def smooth(log_snrs: Sequence[float] | Array) -> Callable[[SDE], grids.Grid]:
     """`grids.piecewise` with a natural cubic spline through the values instead of lines.
 
-    A solver of high order needs a grid without kinks. Two derivatives are continuous.
+    A solver of high order needs a grid without kinks. Two derivatives are continuous, except where
+    the spline's slope would let it go backwards: it is bounded as by Fritsch and Carlson (1980,
+    "Monotone piecewise cubic interpolation"), and one is. The values of `log_snrs` are too even
+    for that.
     """
 
     inner, n = jnp.asarray(log_snrs)[1:-1], len(log_snrs) - 1
@@ -90,15 +102,21 @@ def smooth(log_snrs: Sequence[float]) -> Callable[[SDE], grids.Grid]:
     def make(sde):
         largest, smallest = log_snr_ends(sde)
         values = jnp.concatenate([jnp.atleast_1d(smallest), inner, jnp.atleast_1d(largest)])
+        line = jnp.diff(values)
         curvature = jnp.pad(_natural(n) @ jnp.diff(values, 2), 1)
-        coefficients = jnp.stack([values[:-1], values[1:], curvature[:-1], curvature[1:]])
+        first = line - (2 * curvature[:-1] + curvature[1:]) / 6
+        slope = jnp.append(first, line[-1] + curvature[-2] / 6)
+        sides = jnp.pad(line, 1, mode="edge")
+        flatter = jnp.minimum(sides[:-1], sides[1:])
+        slope = jnp.clip(slope, _LEAST_SLOPE * flatter, _MOST_SLOPE * flatter)
+        coefficients = jnp.stack([values[:-1], values[1:], slope[:-1] - line, line - slope[1:]])
 
         def grid(u):
             i = jnp.clip((n * u).astype(int), 0, n - 1)
             b = n * u - i
             a = 1 - b
-            low, high, c_low, c_high = coefficients[:, i]
-            cubic = ((a**3 - a) * c_low + (b**3 - b) * c_high) / 6
+            low, high, turn_low, turn_high = coefficients[:, i]
+            cubic = a * b * (a * turn_low + b * turn_high)
             return sde.time_of_log_snr(a * low + b * high + cubic)
 
         return grid

@@ -68,7 +68,7 @@ def read(table: Table) -> dict[str, np.ndarray]:
     """The columns [n] of a complete table, in float64.
 
     Raises:
-      ValueError: rows are missing or damaged.
+      ValueError: rows are missing or damaged, or there is no such file.
     """
     lines = _whole(table)[1:]
     if len(lines) < len(table.index):
@@ -77,7 +77,9 @@ def read(table: Table) -> dict[str, np.ndarray]:
             "process write to it? Evaluate again"
         )
     values = np.array([line.decode().split(",") for line in lines], np.float64)
-    return dict(zip(table.columns, values.T, strict=True))
+    # also of no rows
+    columns = values.reshape(len(lines), len(table.columns)).T
+    return dict(zip(table.columns, columns, strict=True))
 
 
 def kept(path: Path, made_for: dict[str, Any], make: Callable[[], Sequence[float]]) -> list[float]:
@@ -97,7 +99,10 @@ def _are_numbers(values: Any) -> bool:
 
 def _whole(table: Table) -> list[bytes]:
     """The lines of a table up to the first that is damaged, the header included; none without a header."""
-    lines = table.path.read_bytes().splitlines(keepends=True)
+    try:
+        lines = table.path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:  # another process has put it away as made for something else
+        return []
     if not lines or lines[0] != (",".join(table.columns) + "\n").encode():
         return []
     good = 1

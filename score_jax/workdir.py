@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from score_jax.files import write_text
@@ -20,11 +21,19 @@ FREE = {
 PACKAGES = "score_jax", "jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy"
 
 
-def claim(workdir: Path, config: dict, data: str, *, allow_change: bool = False):
+def claim(
+    workdir: Path,
+    config: dict,
+    data: str,
+    *,
+    allow_change: bool = False,
+    complete: Callable[[dict], dict] = lambda config: config,
+):
     """Makes the folder, or checks that the run in it is of this config and of these data.
 
     Args:
       data: the data's `fingerprint`.
+      complete: gives the config of an older version the options that it has not.
     Raises:
       ValueError: the folder holds a run of another config, and names the first difference; or of
         other data; or it cannot be written.
@@ -38,7 +47,8 @@ def claim(workdir: Path, config: dict, data: str, *, allow_change: bool = False)
         ) from error
     path = workdir / "config.json"
     if path.exists() and not allow_change:
-        old, new = _flat(_read(path)), _flat(json.loads(json.dumps(config)))
+        old = complete(_tuples(_read(path)))
+        old, new = _flat(json.loads(json.dumps(old))), _flat(json.loads(json.dumps(config)))
         keys = sorted((old.keys() | new.keys()) - FREE)
         changed = [key for key in keys if old.get(key) != new.get(key)]
         if changed:

@@ -87,7 +87,8 @@ def main(overrides: list[str]) -> int:
     results = []
     for step, name in itertools.product(steps, weights):
         if step not in states:
-            states = {step: run.start_state(experiment, checkpoints, step)}
+            with cli.user_errors():
+                states = {step: run.start_state(experiment, checkpoints, step)}
         facts = {"split": SPLIT.value, "size": size, "step": step, "weights": name}
         dequantize = experiment.eval.dequantize
         has_noise = experiment.data.levels or dequantize != "uniform"

@@ -28,7 +28,7 @@ def main(overrides: list[str]) -> int:
         experiment = build.experiment(config)
         folder = Path(WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
         data = fingerprint(experiment.data)
-        workdir.claim(folder, config, data, allow_change=ALLOW.value)
+        workdir.claim(folder, config, data, allow_change=ALLOW.value, complete=build.resolve)
         checkpoints = run.checkpoints_of(folder, experiment)
         state = run.start_state(experiment, checkpoints)
         start, steps = int(state.step), experiment.train.steps

@@ -3,13 +3,16 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import GAUSSIAN
 from PIL import Image
 
-from score_jax import bits, evaluate
+from score_jax import bits, build, evaluate, run
+from score_jax import sde as sdes
+from score_jax.dequantize import DEQUANTIZATIONS
 
 
 def table(bpd, **columns):
@@ -139,7 +142,7 @@ def test_an_example_that_fails_has_a_row_without_numbers(tmp_path):
     for name in ("bpd", "elbo", *bits.TERMS):
         np.testing.assert_array_equal(np.isnan(rows[name]), [0, 1, 0, 0, 0])
     text = (tmp_path / "bpd.csv").read_text().splitlines()
-    assert text[2] == "1,nan,nan,nan,nan,nan,6,nan,nan,nan,1"
+    assert text[2] == "1,nan,nan,nan,nan,nan,6,nan,nan,nan,nan,1"
 
 
 def test_examples_evaluated_again_have_one_draw_anew_and_the_other_kept(tmp_path):
@@ -157,6 +160,16 @@ def test_examples_evaluated_again_have_one_draw_anew_and_the_other_kept(tmp_path
     fake = Fake(8)
     bits.check(path, {}, index, fake, fake)
     assert fake.computed == 0
+
+
+def test_an_example_whose_second_solve_failed_is_no_part_of_the_errors(tmp_path):
+    """A solve that gave up has a number, but a wrong one."""
+    index = np.array([2, 5, 6])
+    found = bits.check(tmp_path / "again.csv", {}, index, Fake(8, fail=[5]), Fake(8, fail=[6]))
+    for name, failed in {"noise": [0, 1, 0], "probe": [0, 1, 0], "refined": [0, 0, 1]}.items():
+        np.testing.assert_array_equal(np.isnan(found[name]), failed)
+    rows = bits.measure(tmp_path / "bpd.csv", {}, 8, Fake(8))
+    assert bits.summary(rows, found)["errors"]["solver"]["n"] == 1
 
 
 def test_a_subset_is_random_but_the_same_again():
@@ -186,6 +199,21 @@ def test_the_priors_mismatch_is_the_divergence_of_two_gaussians(alpha):
         - np.linalg.slogdet(covariance / sigma**2)[1]
     )
     np.testing.assert_allclose(bits.prior_mismatch(x, alpha, sigma), true, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("levels", "x"), [(4, 3), (None, 0.75)])
+def test_the_priors_mismatch_of_a_run_takes_levels_for_the_middles_of_their_boxes(levels, x):
+    """All examples are one point, the last of four boxes in [-1, 1] or its middle 0.75."""
+    sde = sdes.vp(beta_max=4.0)
+    train = SimpleNamespace(x=np.full((5, 2), x))
+    experiment = build.Experiment(**dict.fromkeys(build.Experiment._fields))._replace(
+        data=SimpleNamespace(train=train, levels=levels, shape=(2,)),
+        model=SimpleNamespace(sde=lambda params: sde),
+    )
+    ratio = float(sde.alpha(1.0) / sde.sigma(1.0)) ** 2
+    unit = 1 if levels is None else 2 * math.log(2)
+    found = run._prior_mismatch(experiment, {})
+    assert found == pytest.approx(0.5 * ratio * 2 * 0.75**2 / unit, rel=1e-5)
 
 
 # what is printed and written
@@ -236,6 +264,23 @@ def test_a_part_of_a_split_failures_classes_and_corrections_are_said():
     assert "; 8 importance samples, optimism by probes unknown from one; " in one_probe
     assert failed.startswith("the solver failed on 2 of them, which are left out")
     assert ", corrected to t = 0;" in ends
+
+
+@pytest.mark.parametrize(
+    ("dequantization", "truncation"),
+    [
+        ("uniform", "not corrected to t = 0"),
+        ("flow", "not corrected to t = 0"),
+        ("truncated_normal", "whose noise is the dequantization's"),
+        ("decoder", "corrected to t = 0"),
+        ("lattice_decoder", "corrected to t = 0"),
+        ("denoised", "corrected to t = 0"),
+    ],
+)
+def test_what_became_of_the_noise_at_t_min_is_said(dequantization, truncation):
+    assert dequantization in DEQUANTIZATIONS
+    ends = bits.report(RESULT | {"dequantization": dequantization})[-1]
+    assert ends.startswith(f"log p at t_min = 1e-05, {truncation}; the prior")
 
 
 def test_of_continuous_data_the_line_is_in_nats_and_the_divergence_is_said():

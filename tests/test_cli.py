@@ -384,7 +384,7 @@ CONFIG_SECTIONS = {
     ),
     "levels that are boxes on a lattice": (
         "dequantize=dict(name='lattice'), model=dict(output='levels')",
-        "config.model.output is 'levels', whose levels are boxes", "set it to 'uniform'",
+        "config.model.output is 'levels', which are boxes", "is 'lattice'; set it to 'uniform'",
     ),
     "levels that are added up": (
         "net=dict(name='ncsnpp', embedding='positional', multipliers=(1, 1), progressive_output='output_skip')"
@@ -398,6 +398,12 @@ CONFIG_SECTIONS = {
     "frozen model with weight decay": (
         "dequantize=dict(name='flow', frozen='run'), optim=dict(name='adam', weight_decay=0.1)",
         "config.optim.weight_decay is 0.1", "frozen score model",
+    ),
+    "probes of an exact trace": (
+        "eval=dict(trace='exact', n_probes=2)", "config.eval.n_probes is 2", "set n_probes to 1",
+    ),
+    "grid in the place of a found one": (
+        "eval=dict(grid='uniform', fit_grid=True)", "config.eval.grid is 'uniform'", "set fit_grid to False",
     ),
     "Fourier features of a time": (
         "net=dict(name='ncsnpp', multipliers=(1, 1))",

@@ -56,6 +56,54 @@ def test_a_smooth_grid_passes_through_its_values_with_two_derivatives_and_the_sd
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-4)
 
 
+def plateaus(n):
+    """Errors [n, 32] of which a random stretch is 3 to 9 decades above the rest, and one such by hand."""
+    rng = np.random.default_rng(0)
+    sizes = np.exp(0.5 * rng.standard_normal((n, 32)))
+    for size in sizes:
+        start, stop = np.sort(rng.choice(33, 2, replace=False))
+        size[start:stop] *= 10 ** rng.uniform(3, 9)
+    return np.append(sizes, [[1e-8] * 24 + [1.0] * 8], axis=0)
+
+
+def log_snr_on(u, sde, values):
+    return sdes.log_snr(sde, jax.vmap(steps.smooth(values)(sde))(u))
+
+
+def test_a_found_grid_has_no_jump_of_density_and_two_derivatives_whatever_the_errors(x64):
+    """Its parts grow by little more than e, and the spline needs no bound: its curvature has no jump."""
+    sde = sdes.edm()
+    found = np.array([steps.log_snrs(sde, size[None]) for size in plateaus(100)])
+    parts = np.diff(found)
+    assert np.max(np.abs(np.diff(np.log(parts)))) < 1.5
+    assert np.median(parts.max(1) / parts.min(1)) > 4
+    knots, h = np.arange(1, 10) / 10, 1e-3
+    u = jnp.asarray(knots[:, None] + h * np.arange(-4, 5)).ravel()
+    values = jax.jit(jax.vmap(lambda values: log_snr_on(u, sde, values)))(jnp.asarray(found))
+    second = np.diff(values.reshape(-1, 9, 9), 2) / h**2
+    # a cubic's second derivative is linear: continued from either side it must meet at the knot
+    left = 2 * second[..., 2] - second[..., 1]
+    right = 2 * second[..., 4] - second[..., 5]
+    np.testing.assert_allclose(left, right, rtol=0, atol=1e-4 * np.max(np.abs(second)))
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["found", "any"])
+def test_a_smooth_grid_never_goes_backwards(x64, found):
+    """Nowhere is it flatter than a fifth of the flattest line between its values, even if those jump."""
+    sde = sdes.edm()
+    largest, smallest = sdes.log_snr_ends(sde)
+    if found:
+        values = np.array([steps.log_snrs(sde, size[None]) for size in plateaus(100)])
+    else:
+        parts = 10 ** np.random.default_rng(1).uniform(-3, 0, (100, 10))
+        mass = np.append(np.zeros((100, 1)), np.cumsum(parts, 1), 1) / parts.sum(1, keepdims=True)
+        values = smallest + (largest - smallest) * mass
+    u = jnp.linspace(0.0, 1.0, 1001)
+    dense = jax.jit(jax.vmap(lambda values: log_snr_on(u, sde, values)))(jnp.asarray(values))
+    slopes, lines = 1000 * np.diff(dense), 10 * np.diff(values)
+    assert np.all(slopes.min(1) > 0.2 * (1 - 1e-6) * lines.min(1))
+
+
 def test_the_found_grid_makes_a_smaller_error_on_other_points():
     """A mixture of narrow parts, whose flow turns where the parts separate: at least 3 times less in rms."""
     sde = sdes.edm(sigma_max=8.0)

@@ -113,3 +113,16 @@ def test_an_incomplete_table_is_not_read(table):
     append(table, rows(0, 3))
     with pytest.raises(ValueError, match="has 3 of 5 rows in order; does another process"):
         read(table)
+
+
+def test_a_table_that_another_process_put_away_is_not_read(table):
+    with pytest.raises(ValueError, match=r"bpd.csv has 0 of 5 rows in order; .* Evaluate again$"):
+        read(table)
+
+
+def test_a_table_of_no_rows_has_its_columns(tmp_path):
+    table = Table(tmp_path / "bpd.csv", tuple(VALUES), np.arange(0))
+    assert begin(table, MADE_FOR) == 0
+    assert {name: values.shape for name, values in read(table).items()} == dict.fromkeys(
+        VALUES, (0,)
+    )
