@@ -14,5 +14,6 @@ def get_config():
         sde=dict(name="linear"),
         model=dict(output="velocity", conditioning="log_snr"),
         loss=dict(name="denoising", grid="uniform", weight="simple", target="velocity"),
+        eval=dict(batch_size=72, n_steps=16),
         sample=dict(name="probability_flow", grid="uniform", solver="heun", n_steps=50),
     )

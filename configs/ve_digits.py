@@ -12,4 +12,5 @@ def get_config():
     return vp_digits.get_config(
         sde=dict(name="ve", sigma_max=20.0),
         model=dict(output="edm", conditioning="log_snr", sigma_data=0.5),
+        eval=dict(batch_size=72, n_steps=16),  # Adams' steps of vp_digits err by 0.02 here
     )

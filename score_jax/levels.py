@@ -79,8 +79,12 @@ def _wide(d, middle):
         jnp.abs(tail[..., :-1] - tail[..., 1:]),
         1.0 - tail[..., :-1] - tail[..., 1:],
     )
-    # a box so far away that float32 has no mass for it has no weight either: its mean does not matter
+    # far outside a box its mass has left float32's range, and the nearest edge is all of it
     floor = jnp.finfo(d.dtype).tiny ** 0.5
-    mass = jnp.where(tails > floor, tails, 1.0)
-    mean = jnp.where(tails > floor, (density[..., 1:] - density[..., :-1]) / mass, middle)
-    return jnp.where(tails > floor, jnp.log(mass), jnp.log(floor)), mean - middle
+    near = jnp.clip(0.0, lower, upper)
+    far = tails <= floor
+    mass = jnp.where(far, 1.0, tails)
+    mean = jnp.where(far, near, (density[..., 1:] - density[..., :-1]) / mass)
+    distance = jnp.where(far, jnp.abs(near), 1.0)
+    log_far = -0.5 * distance**2 - jnp.log(distance) - 0.5 * jnp.log(2 * jnp.pi)
+    return jnp.where(far, log_far, jnp.log(mass)), mean - middle

@@ -110,3 +110,18 @@ def test_networks_give_as_many_logits_as_asked_for_each_number():
         assert out.shape == (2, 4, 4, 15)
     with pytest.raises(ValueError, match="'output_skip' adds up images, not 5 outputs"):
         unet.clone(progressive_output="output_skip").init(jax.random.key(0), x, c)
+
+
+def test_what_a_network_is_sure_of_yields_to_what_is_seen():
+    """A level that it takes for 60 nats likelier is 13 sigma away, which is 84 nats: the level that x is in wins."""
+    sde = SDES["ve"]()
+    width = 2 / N_LEVELS
+    t = sde.time_of_log_snr(-2 * jnp.log(jnp.array([width])))
+    sure = jnp.zeros((1, 1, N_LEVELS)).at[0, 0, 0].set(60.0)
+    x = jnp.array([[-1 + 14 * width]])  # between two boxes, 13 away from the edge of the first
+    found = levels.posterior(sde, sure, x, t)
+    assert abs(found.mean.eps[0, 0]) < 1
+    # the log-odds of the first against the one that x is in: 60 less the tail's 13^2 / 2 + log(13 sqrt(2 pi))
+    odds = found.log_p[0, 0, 0] - found.log_p[0, 0, 13]
+    expected = 60 - 13**2 / 2 - np.log(13 * np.sqrt(2 * np.pi)) - np.log(0.3413)
+    np.testing.assert_allclose(odds, expected, atol=0.02)
