@@ -40,7 +40,7 @@ def get_config(**sections):
                 keep=20,
                 eval_images=128,
             ),
-            eval=dict(batch_size=50, solver="adams4", n_steps=40, fit_grid=True, elbo_times=16),
+            eval=dict(batch_size=50, solver="adams4", n_steps=50, fit_grid=True, elbo_times=16),
         )
         | sections
     )
