@@ -62,8 +62,7 @@ class MLP(nn.Module):
         h = layer("dense_in")(x.reshape(x.shape[0], -1))
         for i in range(self.depth):
             h = block(self, h, emb, keys, i)
-        *inner, last = x.shape[1:]
-        shape = (*inner, last * self.outputs)
-        size = math.prod(shape)
+        size = math.prod(x.shape[1:]) * self.outputs
         out = dense(size, kernel_init=zero, dtype=self.dtype, name="dense_out")(nn.swish(h))
-        return out.reshape(-1, *shape).astype(jnp.promote_types(x.dtype, jnp.float32))
+        shape = x.shape if self.outputs == 1 else (*x.shape[:-1], x.shape[-1] * self.outputs)
+        return out.reshape(shape).astype(jnp.promote_types(x.dtype, jnp.float32))
