@@ -133,6 +133,7 @@ GRIDS = {
     "quadratic": grids.quadratic,
     "power": grids.power,
     "log_normal": grids.log_normal,
+    # for 8-bit images: nearly all of it between the width of a level and the size of the data
     "log_normal_wide": partial(grids.log_normal, mean=-2.5, std=2.0),
 }
 WEIGHTS = {"simple": losses.simple, "likelihood": losses.likelihood}

@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step's examples in model space, as the loss sees them on one device.
+    """One step's examples as the loss sees them on one device: in model space, or levels that it dequantizes itself.
 
     `keys` are one per example, folded from the step and the example's index in the global batch:
     whatever is random about an example comes from its key, so the number of devices changes

@@ -105,8 +105,3 @@ def test_at_most_n_rows_are_read_evenly_spaced_in_chunks(x64, monkeypatch):
     found = whiten.covariance(Rows(EXAMPLES, np.arange(500)), n_rows=50)
     true = np.cov(EXAMPLES[index].reshape(50, D).T, bias=True)
     np.testing.assert_allclose(matrix(found), true, atol=1e-12)
-
-
-def test_no_whitening_has_no_gaussian():
-    assert whiten.WHITENINGS["none"](EXAMPLES) is None
-    assert set(whiten.WHITENINGS) == {"none", "isotropic", "diagonal", "covariance"}
