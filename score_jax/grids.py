@@ -73,26 +73,51 @@ def piecewise(log_snrs: Sequence[float] | Array) -> Callable[[SDE], Grid]:
 def log_normal(sde: SDE, mean: float = -1.2, std: float = 1.2) -> Grid:
     """log(sigma / alpha) normal, cut off at the SDE's ends: EDM's training density (Karras et al. 2022, table 1).
 
-    arXiv 2206.00364. For training; a sampler would take long steps at both ends. In float32 the
-    ends may lie up to 12 std from the mean.
+    arXiv 2206.00364. For training; a sampler would take long steps at both ends. An end more than
+    12 std from the mean has no probability in float32, and u = 0 or 1 stops short of it.
 
     Args:
       mean, std: of log(sigma / alpha) before it is cut off; the defaults are for data of standard
         deviation 0.5.
     """
     largest, smallest = log_snr_ends(sde)
+    z = _cut_off_normal((-0.5 * largest - mean) / std, (-0.5 * smallest - mean) / std)
+    return lambda u: sde.time_of_log_snr(-2 * (mean + std * z(u)))
+
+
+def logit_normal(sde: SDE, mean: float = 0.0, std: float = 1.0) -> Grid:
+    """log(t / (1 - t)) normal, cut off at the ends: flow matching's density of Esser et al. 2024, eq. 19.
+
+    arXiv 2403.03206. For training, as `log_normal`, which under `sde.linear` it is, since there
+    sigma / alpha = t / (1 - t). An end outside [0.001, 0.999] is where t of the law is 0.001 or
+    0.999: what lies between is stretched over [t_min, t_max].
+
+    Args:
+      mean, std: of the logit of t before it is cut off; a mean above 0 leans towards noise.
+    """
+    low, high = max(sde.t_min, 1e-3), min(sde.t_max, 1 - 1e-3)
+    logit = lambda t: math.log(t / (1 - t))
+    z = _cut_off_normal(*((jnp.asarray(logit(end)) - mean) / std for end in (low, high)))
+    stretch = (sde.t_max - sde.t_min) / (high - low)
+    return lambda u: sde.t_min + stretch * (jax.nn.sigmoid(mean + std * z(u)) - low)
+
+
+def _cut_off_normal(low: Array, high: Array) -> Grid:
+    """z(u), falling from high to low: 1 - u is the share below z of a standard normal cut off at both."""
     # the mass of both tails outside the ends, and between them
-    upper, lower = ndtr((0.5 * smallest + mean) / std), ndtr((-0.5 * largest - mean) / std)
+    upper, lower = ndtr(-high), ndtr(low)
     inside = 1 - upper - lower
 
-    def grid(u):
+    def z(u):
         above, below = upper + u * inside, lower + (1 - u) * inside
         # the quantile of the smaller tail: 1 - p has lost the digits of p
         is_above = above < below
-        z = jnp.where(is_above, -1.0, 1.0) * ndtri(jnp.where(is_above, above, below))
-        return sde.time_of_log_snr(-2 * (mean + std * z))
+        tail = jnp.where(is_above, above, below)
+        # an end that is too far out has a tail of 0 and would be at infinity
+        tail = jnp.maximum(tail, jnp.finfo(tail.dtype).tiny)
+        return jnp.where(is_above, -1.0, 1.0) * ndtri(tail)
 
-    return grid
+    return z
 
 
 def reverse(grid: Grid) -> Grid:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SDES, coefficients
+from scipy.special import logit
 from scipy.stats import truncnorm
 
 from score_jax import grids
@@ -16,6 +17,7 @@ GRIDS = {
     "quadratic": grids.quadratic,
     "power": grids.power,
     "log_normal": grids.log_normal,
+    "logit_normal": grids.logit_normal,
 }
 N = 4000
 MIDPOINTS = (np.arange(N) + 0.5) / N
@@ -36,7 +38,7 @@ def test_a_grid_falls_from_t_max_to_t_min(x64, sde, make):
 def test_the_integral_over_time_is_the_mean_under_the_grid_over_its_density(x64, sde, make):
     """With h = 3 t^2, whose integral is t_max^3 - t_min^3; the midpoint rule in u is of order 2.
 
-    Not for log_normal, which all but never comes near the ends.
+    Not for log_normal and logit_normal, which all but never come near the ends.
     """
     t, dt_du = grids.time_and_rate(make(sde), jnp.asarray(MIDPOINTS))
     found = jnp.mean(3 * t**2 * -dt_du)
@@ -84,9 +86,72 @@ def test_log_normal_keeps_float32_digits_in_both_tails(name):
     assert np.all(np.abs(found - np.asarray(true)) * rate < rounding)
 
 
-def test_the_rate_of_a_log_normal_grid_is_its_slope(x64, sde):
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.7, 2.5)])
+def test_logit_normal_times_have_a_normal_logit_cut_off_at_the_ends(x64, mean, std):
+    """The law of Esser et al. 2024, eq. 19, on flow matching's time axis, inside its ends."""
+    sde, u = sdes.linear(0.02, 0.99), np.linspace(0, 1, 201)
+    t = grids.logit_normal(sde, mean, std)(jnp.asarray(u))
+    low, high = (logit([0.02, 0.99]) - mean) / std
+    law = truncnorm(low, high, mean, std)
+    np.testing.assert_allclose(law.cdf(logit(t))[100:], 1 - u[100:], rtol=1e-8, atol=1e-14)
+    np.testing.assert_allclose(law.sf(logit(t))[:100], u[:100], rtol=1e-8, atol=1e-14)
+
+
+def test_logit_normal_is_log_normal_in_sigma_over_alpha_on_flow_matchings_path(x64):
+    sde, u = sdes.linear(), jnp.linspace(0, 1, 21)
+    found = grids.logit_normal(sde, 0.3, 1.4)(u)
+    np.testing.assert_allclose(found, grids.log_normal(sde, 0.3, 1.4)(u), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "edm"])
+def test_logit_normal_stretches_its_interval_over_other_time_axes(x64, name):
+    """The default linear SDE spans [0.001, 0.999]; the edm SDE, from 0.002, only the upper end."""
+    sde = SDES[name]()
+    t = grids.logit_normal(sde, 0.4)(jnp.linspace(0, 1, 11))
+    low, high = max(sde.t_min, 1e-3), min(sde.t_max, 0.999)
+    standard = grids.logit_normal(sdes.linear(low, high), 0.4)(jnp.linspace(0, 1, 11))
+    share = (standard - low) / (high - low)
+    expected = sde.t_min + (sde.t_max - sde.t_min) * share
+    np.testing.assert_allclose(t, expected, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["vp", "linear"])
+def test_logit_normal_keeps_float32_digits_in_both_tails(name):
+    """Against float64 at the same u: the law's own t, before the stretch, to 5e-6 of its distance to 0 and to 1.
+
+    With the roundings of t.
+    """
+    u = np.concatenate([np.geomspace(1e-7, 0.1, 50), 1 - np.geomspace(1e-7, 0.9, 50), [0.0, 1.0]])
+    u = u.astype(np.float32)
+    found = grids.logit_normal(SDES[name]())(jnp.asarray(u))
+    assert found.dtype == jnp.float32
+    with jax.enable_x64(True):
+        true = np.asarray(grids.logit_normal(SDES[name]())(jnp.asarray(u, jnp.float64)))
+    # both SDEs end, or are stretched from, 0.001 and 0.999
+    share = (true - true.min()) / (true.max() - true.min())
+    law = 0.001 + 0.998 * share
+    rounding = 5e-6 * np.minimum(law, 1 - law) + 2 * np.spacing(np.float32(true))
+    assert np.all(np.abs(found - true) < rounding)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("vp", grids.log_normal), ("vp", grids.logit_normal), ("ve", grids.log_normal)],
+)
+def test_an_end_out_of_float32s_reach_is_stopped_short_of(name, make):
+    """At std 0.1 both ends lie 39 std and more from the mean."""
+    sde = SDES[name]()
+    t, dt_du = grids.time_and_rate(make(sde, 0.0, 0.1), jnp.array([0.0, 0.5, 1.0]))
+    assert np.all(np.isfinite(dt_du))
+    assert sde.t_min < t[2] < t[1] < t[0] < sde.t_max
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [*((name, grids.log_normal) for name in SDES), ("vp", grids.logit_normal)]
+)
+def test_the_rate_of_a_normal_grid_is_its_slope(x64, name, make):
     """Central differences, off DDPM's kinks and on both sides of where the tails meet."""
-    grid, h = grids.log_normal(sde), 1e-7
+    grid, h = make(SDES[name]()), 1e-7
     u = jnp.array([1e-3, 0.0437, 0.31, 0.5, 0.77, 0.957, 0.999])
     t, dt_du = grids.time_and_rate(grid, u)
     np.testing.assert_allclose(t, grid(u), rtol=1e-12)
