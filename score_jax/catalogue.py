@@ -48,6 +48,7 @@ def rows() -> list[Row]:
         Row(
             "annealed_langevin", "-", "n_levels", "Song & Ermon 2019, arXiv 1907.05600, algorithm 1"
         ),
+        Row("langevin", "weak 1", "1", "Song & Ermon 2019, arXiv 1907.05600, eq. 4"),
     ]
     by_ode = [
         Row(

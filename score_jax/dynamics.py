@@ -7,7 +7,7 @@ g^2 score / 2, but stays finite where f does not), and with any noise level c >=
 
 has the marginals of the forward SDE: c = 0 is the probability-flow ODE (Song et al. 2021, arXiv
 2011.13456, eq. 13), c = 1 the reverse SDE (eq. 6), between and beyond them Huang et al. 2021 (arXiv
-2106.02808).
+2106.02808). A force of the SDE is part of its drift, and so of all of these.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,14 @@ from score_jax.types import PredictFn
 def reverse_drift(
     sde: SDE, predict: PredictFn, *, noise: float = 0.0
 ) -> Callable[[Array, Array], Array]:
-    """The drift v - c^2 / 2 g^2 score at noise level c; the probability-flow ODE's right-hand side at c = 0."""
+    """v - c^2 / 2 g^2 score, and force, at noise level c; the probability-flow ODE's right-hand side at c = 0."""
 
     def field(t, x):
         ts = jnp.full(x.shape[:1], t)
         pair = predict(x, ts)
         velocity = combine("velocity", sde, pair, ts)
+        if sde.force is not None:
+            velocity += sde.force(t, x)
         if noise == 0.0:
             return velocity
         return velocity - 0.5 * jnp.square(noise * diffusion(sde, t)) * combine(

@@ -4,7 +4,7 @@ Each constructor returns draw(keys, sde, predict, x, label=None, grid=None) -> D
 samples of the prior and `grid`, if given, replaces the constructor's. A sample is a function of its
 own key. Options that all draws have:
 
-    grid: where the solver steps; a function of the SDE.
+    grid: where the solver steps; a function of the SDE. ("langevin", at one noise level, has none.)
     denoise: end with the x0 predicted at t_min, at one more evaluation.
     threshold, percentile: a word of THRESHOLDS, for the predicted x0; the percentile is of "dynamic".
 
@@ -12,6 +12,7 @@ Of the steps, `DRAWS` has every sampler by name.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -169,6 +170,44 @@ def annealed_langevin(
     return _whole(run, grid, denoise, threshold, percentile)
 
 
+def langevin_dynamics(
+    *,
+    level: float | None = None,
+    step: float = 0.01,
+    n_steps: int = 1000,
+    start: float = 1.0,
+    denoise: bool = False,
+    threshold: str = "none",
+    percentile: float = 99.5,
+):
+    """Draws by `langevin.langevin` at one noise level: of the data, for a model that was trained on them alone.
+
+    There are no times to step along, so no grid.
+
+    Args:
+      level: sigma / alpha; None asks the model at t_min, as score matching on the data does.
+      step: in squared units of the data; well below 4 times the smallest variance there is.
+      start: standard deviation of the normal starts, in units of the data.
+      denoise: the x0 predicted at the level.
+    """
+
+    def run(keys, sde, predict, x, label, grid):
+        t_min, t_max = jnp.asarray(sde.t_min), jnp.asarray(sde.t_max)
+        score = langevin.at_time(sde, predict, t_min, label)
+        alpha = sde.alpha(t_min)
+        x = alpha * start / sde.sigma(t_max) * x
+        h = jnp.square(alpha) * step
+        return _draws(langevin.langevin(keys, score, x, step=h, n_steps=n_steps), n_steps)
+
+    def draw(keys, sde, predict, x, label=None, grid: MakeGrid | None = None):
+        if level is not None:
+            sde = sde._replace(t_min=sde.time_of_log_snr(jnp.asarray(-2 * math.log(level))))
+        return whole(keys, sde, predict, x, label)
+
+    whole = _whole(run, grids.uniform, denoise, threshold, percentile)
+    return draw
+
+
 def probability_flow(
     *,
     grid: MakeGrid = grids.log_snr,
@@ -258,14 +297,16 @@ def _whole(run: Callable, make_grid: MakeGrid, denoise: bool, threshold: str, pe
     return draw
 
 
-# of order one in noise: their error falls as slowly as Euler's, from a larger one
-_MANY = "weak 1"
+# by order. "weak 1": their error falls as slowly as Euler's, from a larger one; "-": no error of
+# steps, each is a whole way from noise to data
+_STEPS = {"weak 1": 500, "-": 2}
 DRAWS = {
-    name: stepping(entry.make, default_steps=500 if entry.order == _MANY else 50)
+    name: stepping(entry.make, default_steps=_STEPS.get(entry.order, 50))
     for name, entry in samplers.SAMPLERS.items()
 } | {
     "predictor_corrector": predictor_corrector,
     "annealed_langevin": annealed_langevin,
+    "langevin": langevin_dynamics,
     "probability_flow": probability_flow,
     "reverse_sde": reverse_sde,
 }

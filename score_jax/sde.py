@@ -8,6 +8,11 @@ The pair (alpha, sigma) determines the SDE dx = f(t) x dt + g(t) dW (Kingma et a
 An SDE is a record of three functions of a time array, alpha, sigma and the inverse of log_snr; all
 else is derived here. t_min is where sigma / alpha is about 1e-3 of data that spans [-1, 1]: noise
 far below the step between 8-bit levels.
+
+A record may also have a force, a non-linear term of the drift: dx = (f(t) x + force(t, x)) dt +
+g(t) dW from t_min on, where x_t_min = alpha x_0 + sigma eps. Then x_t given x_0 has no closed form
+and is simulated (`simulate`); alpha and sigma stand for f and g, for the log-SNR by which times are
+placed, and for the units of a network's output, score = -eps_hat / sigma.
 """
 
 import math
@@ -23,16 +28,18 @@ from jaxtyping import Float
 from score_jax import shapes
 
 TimeFn = Callable[[Array], Array]
+Force = Callable[[Array, Array], Array]
 
 
 class SDE(NamedTuple):
-    """alpha(t), sigma(t), the time at a given log-SNR, and the ends of the time axis."""
+    """alpha(t), sigma(t), the time at a given log-SNR, the ends of the time axis, and force(t, x) or None."""
 
     alpha: TimeFn
     sigma: TimeFn
     time_of_log_snr: TimeFn
     t_min: float
     t_max: float
+    force: Force | None = None
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -> SDE:
@@ -214,6 +221,40 @@ def linear(t_min: float = 1e-3, t_max: float = 0.999) -> SDE:
     )
 
 
+def anharmonic(
+    strength: float = 2.0,
+    width: float = 0.5,
+    beta_min: float = 0.1,
+    beta_max: float = 20.0,
+    t_min: float = 1e-5,
+) -> SDE:
+    """`vp` in a well with two bottoms that becomes a parabola: an SDE whose kernel has no closed form.
+
+    VP's drift is that of a harmonic well, -beta / 2 grad ||x||^2 / 2. Here each coordinate's well is
+
+        U = x^2 / 2 - strength alpha^2 width log cosh(x / width),
+
+    so that force(t, x) = beta / 2 strength alpha(t)^2 tanh(x / width): bounded, and gone with the
+    signal's power. At t = 1 the law is as near to N(0, I) as under `vp`, up to terms of the order
+    of alpha(1). Song et al. 2021 (arXiv 2011.13456, section 3.3 and appendix A) train such SDEs on
+    simulated x_t by sliced score matching.
+
+    Args:
+      strength: of the force, in units of x; above `width` the well has two bottoms at t = 0, near
+        -strength and strength if it is far above. Negative pushes inwards.
+      width: length over which the force changes its sign, positive.
+      beta_min, beta_max, t_min: as in `vp`.
+    """
+    linear_part = vp(beta_min, beta_max, t_min)
+
+    def force(t, x):
+        beta = beta_min + (beta_max - beta_min) * t
+        factor = 0.5 * beta * strength * jnp.square(linear_part.alpha(t))
+        return shapes.like(factor, x) * jnp.tanh(x / width)
+
+    return linear_part._replace(force=force)
+
+
 def log_snr(sde: SDE, t: Array) -> Array:
     """log(alpha^2 / sigma^2), decreasing in t."""
     return 2.0 * (jnp.log(sde.alpha(t)) - jnp.log(sde.sigma(t)))
@@ -225,7 +266,7 @@ def log_snr_ends(sde: SDE) -> tuple[Array, Array]:
 
 
 def drift(sde: SDE, t: Array) -> Array:
-    """f(t) = d log alpha / dt; the SDE's drift is f(t) x."""
+    """f(t) = d log alpha / dt; the SDE's drift is f(t) x, and the force if there is one."""
     return _derivative(lambda u: jnp.log(sde.alpha(u)), t)
 
 
@@ -250,7 +291,7 @@ def path(sde: SDE, t: Array) -> tuple[Array, Array, Array, Array]:
 def perturb(
     sde: SDE, x0: Float[Array, "b *s"], t: Float[Array, "b"], eps: Float[Array, "b *s"]
 ) -> Float[Array, "b *s"]:
-    """x_t = alpha(t) x0 + sigma(t) eps."""
+    """x_t = alpha(t) x0 + sigma(t) eps, without a force."""
     return shapes.like(sde.alpha(t), x0) * x0 + shapes.like(sde.sigma(t), x0) * eps
 
 

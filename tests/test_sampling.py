@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import GAUSSIAN, assert_mean, coefficients
 
-from score_jax import exact, grids, samplers, sampling, threshold
+from score_jax import exact, grids, samplers, sampling, shapes, threshold
 from score_jax import sde as sdes
 from score_jax.types import Prediction
 
@@ -139,6 +139,26 @@ def test_draws_by_annealed_langevin_have_the_mixtures_weights():
     found = jax.jit(lambda keys, x: draw(keys, sde, exact.predictor(sde, law), x))(keys, x)
     np.testing.assert_array_equal(found.nfe, 14 * 300 + 1)
     assert_mean(np.asarray(found.x.sum(axis=1) < 0, float)[:, None], [0.2])
+
+
+@pytest.mark.parametrize("level", [None, 0.5])
+def test_a_draw_by_langevin_is_the_recursion_of_its_step_at_one_level(x64, level):
+    """In units of the data: starts N(0, start^2), x / alpha moves by step / 2 score + sqrt(step) z. And its x0."""
+    sde = sdes.vp()
+    log_snr = sdes.log_snr_ends(sde)[0] if level is None else jnp.asarray(-2 * np.log(level))
+    t = sde.time_of_log_snr(log_snr)
+    (alpha, sigma), (_, sigma_max) = coefficients(sde, [t, sde.t_max])
+    y, noised = 0.7 * start(sde) / sigma_max, (1.0, sigma / alpha)
+    for i in range(3):
+        z = shapes.normal(shapes.fold_in(KEYS, i), y)
+        y = jnp.asarray(y + 0.05 * GAUSSIAN.score(y, noised) + np.sqrt(0.1) * z)
+    x0 = y + noised[1] ** 2 * GAUSSIAN.score(y, noised)
+    for denoise, expected in ((False, alpha * y), (True, x0)):
+        draw = sampling.langevin_dynamics(
+            level=level, step=0.1, n_steps=3, start=0.7, denoise=denoise
+        )
+        found = jax.jit(lambda x, draw=draw: draw(KEYS, sde, perfect(sde), x).x)(start(sde))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_annealed_langevin_is_the_same_under_every_sde_of_the_same_levels(x64):
