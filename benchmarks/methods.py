@@ -43,6 +43,7 @@ def all_methods() -> dict[str, Method]:
     table = {
         name: _stepping(entry.make, entry.order, entry.source)
         for name, entry in samplers.SAMPLERS.items()
+        if entry.order != "-"  # of another kind of model than one of the score
     }
     variants = {
         name: _stepping(

@@ -1,12 +1,15 @@
-"""What a network's output means. Every kind in use is out = a(t) x0 + b(t) eps for a pair (a, b).
+"""What a network's output means. Every kind is out = a(t) x0 + b(t) eps for a pair (a, b), but for one.
 
 With x_t = alpha x0 + sigma eps that is a two-by-two system, so one inverse reads every kind and the
 same pair gives the training target:
 
     x0 = (b x - sigma out) / det,    eps = (alpha out - a x) / det,    det = alpha b - sigma a.
+
+The exception is `consistency`, whose coefficients are infinite at t_min; it is no training target.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array
@@ -17,7 +20,7 @@ from score_jax.sde import SDE, path
 from score_jax.types import Prediction
 
 Coefficients = Callable[[SDE, Array], tuple[Array, Array]]
-
+Reader = Callable[[SDE, Array, Array, Array], Prediction]
 
 SIGMA_DATA = 0.5  # of images in [-1, 1]
 
@@ -56,3 +59,40 @@ def read(
         shapes.like(c, x) for c in (a, b, alpha, sigma, alpha * b - sigma * a)
     )
     return Prediction(x0=(b * x - sigma * out) / det, eps=(alpha * out - a * x) / det)
+
+
+def consistency(
+    sde: SDE, out: Float[Array, "b *s"], x: Float[Array, "b *s"], t: Float[Array, "b"]
+) -> Prediction:
+    """x0 = c_skip x / alpha + c_out out, which is x / alpha at t_min whatever the output is.
+
+    Song et al. 2023, arXiv 2303.01469, eq. 5 and appendix C, at s = sigma / alpha, with d = s - s_min:
+
+        c_skip = SIGMA_DATA^2 / (d^2 + SIGMA_DATA^2),    c_out = SIGMA_DATA d / sqrt(s^2 + SIGMA_DATA^2).
+
+    x0 is where the path through x_t ends (`score_jax.consistency`), and eps the slope of the straight
+    line from there to x_t, (x - alpha x0) / sigma, and not a mean of noise.
+    """
+    ratio = lambda t: sde.sigma(t) / sde.alpha(t)
+    s = ratio(t)
+    # not rounding's difference of two equal numbers, but zero
+    d = jnp.where(t > sde.t_min, s - ratio(jnp.asarray(sde.t_min, t.dtype)), 0.0)
+    norm = d**2 + SIGMA_DATA**2
+    skip, rest, scale, alpha, s = (
+        shapes.like(c, x)
+        for c in (
+            SIGMA_DATA**2 / norm,
+            d**2 / norm,
+            SIGMA_DATA * d / jnp.sqrt(s**2 + SIGMA_DATA**2),
+            sde.alpha(t),
+            s,
+        )
+    )
+    y = x / alpha
+    return Prediction(x0=skip * y + scale * out, eps=(rest * y - scale * out) / s)
+
+
+# what a network may be read as
+OUTPUTS: dict[str, Reader] = {kind: partial(read, kind) for kind in KINDS} | {
+    "consistency": consistency
+}

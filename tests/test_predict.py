@@ -1,10 +1,12 @@
 """Predictions: every kind of output, read and combined, at every noise level."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GAUSSIAN, coefficients
+from conftest import GAUSSIAN, SDES, coefficients
 
 from score_jax import exact, predict
 from score_jax.sde import perturb, ve
@@ -27,11 +29,11 @@ def test_reading_a_kind_undoes_combining_it_at_every_noise_level(x64, sde, kind)
     np.testing.assert_allclose(found.eps, pair.eps, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", predict.KINDS)
+@pytest.mark.parametrize("kind", predict.OUTPUTS)
 def test_whatever_the_network_says_the_pair_makes_x(x64, sde, kind):
     _, t, x = pair_and_point(sde)
     out = jax.random.normal(jax.random.key(1), x.shape)
-    pair = predict.read(kind, sde, out, x, t)
+    pair = predict.OUTPUTS[kind](sde, out, x, t)
     np.testing.assert_allclose(perturb(sde, pair.x0, t, pair.eps), x, rtol=1e-9, atol=1e-9)
 
 
@@ -66,6 +68,30 @@ def test_edm_reads_x_over_alpha_under_every_sde(x64, sde):
     c_skip, c_out = 0.25 / (s**2 + 0.25), s * 0.5 / jnp.sqrt(s**2 + 0.25)
     found = predict.read("edm", sde, out, x, t).x0
     np.testing.assert_allclose(found, c_skip * x / alpha + c_out * out, rtol=1e-8)
+
+
+def test_consistency_is_the_papers_form_in_x_over_alpha(x64, sde):
+    """f = c_skip y + c_out F (arXiv 2303.01469, appendix C), sigma_data = 0.5, eps the line from there to x_t."""
+    _, t, x = pair_and_point(sde)
+    out = jax.random.normal(jax.random.key(1), x.shape)
+    alpha, sigma = (c(t)[:, None, None] for c in (sde.alpha, sde.sigma))
+    s = sigma / alpha
+    c_skip, c_out = 0.25 / ((s - s[0]) ** 2 + 0.25), 0.5 * (s - s[0]) / jnp.sqrt(0.25 + s**2)
+    found = predict.consistency(sde, out, x, t)
+    np.testing.assert_allclose(found.x0, c_skip * x / alpha + c_out * out, rtol=1e-9, atol=1e-12)
+    eps = (x - alpha * found.x0) / sigma
+    np.testing.assert_allclose(found.eps, eps, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_a_consistency_function_is_x_over_alpha_at_t_min_in_float32_too(name):
+    sde = SDES[name]()
+    x, out = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    t = jnp.full(5, sde.t_min)
+    read = partial(predict.consistency, sde)
+    for found in (read(1e4 * out, x, t), jax.jit(read)(1e4 * out, x, t)):
+        np.testing.assert_allclose(found.x0, x / sde.alpha(t)[:, None], rtol=3e-7)
+        np.testing.assert_array_equal(found.eps, 0.0)
 
 
 def test_the_perfect_prediction_of_gaussian_data_is_its_conditional_mean(x64, sde):

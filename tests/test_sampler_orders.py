@@ -21,9 +21,9 @@ from score_jax.samplers import exponential
 from score_jax.types import Prediction
 
 TABLE = samplers.SAMPLERS
-ODE = [name for name, entry in TABLE.items() if not entry.order.startswith("weak")]
-# their steps are in t, or their variance is of x and not of x / alpha
-OF_THE_SDE = ("euler_maruyama", "reverse_diffusion", "deis_tab3")
+ODE = [name for name, entry in TABLE.items() if entry.order.isdigit()]
+# their steps are in t, or by way of t_min, or their variance is of x and not of x / alpha
+OF_THE_SDE = ("euler_maruyama", "reverse_diffusion", "deis_tab3", "consistency")
 KEYS = jax.random.split(jax.random.key(0), 3)
 X = np.random.default_rng(0).normal(size=(3, 2))
 

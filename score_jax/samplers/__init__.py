@@ -1,6 +1,7 @@
 """Samplers under one loop: `base` says what one is, `table` lists them, the others hold their steps."""
 
 from score_jax.samplers.base import Sampler, sample
+from score_jax.samplers.consistency import consistency
 from score_jax.samplers.correctors import annealed_langevin, corrected, langevin, stay
 from score_jax.samplers.first_order import (
     VARIANCES,
@@ -28,6 +29,7 @@ __all__ = [
     "Sampler",
     "ancestral",
     "annealed_langevin",
+    "consistency",
     "corrected",
     "ddim",
     "deis_tab3",

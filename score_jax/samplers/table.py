@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from score_jax.samplers.base import Sampler
+from score_jax.samplers.consistency import consistency
 from score_jax.samplers.first_order import ancestral, ddim, euler_maruyama, reverse_diffusion
 from score_jax.samplers.multistep import (
     deis_tab3,
@@ -18,7 +19,7 @@ from score_jax.samplers.single_step import dpm_solver_2, dpm_solver_3, dpmpp_2s,
 
 
 class Entry(NamedTuple):
-    """make(sde, **options) -> Sampler, its order of convergence in words, its paper and the place in it."""
+    """make(sde, **options) -> Sampler, its order of convergence in words or "-", its paper and the place in it."""
 
     make: Callable[..., Sampler]
     order: str
@@ -46,4 +47,5 @@ SAMPLERS = {
     "deis_tab3": Entry(deis_tab3, "4", "Zhang & Chen 2023, arXiv 2204.13902, section 3"),
     "ipndm": Entry(ipndm, "2", "Zhang & Chen 2023, arXiv 2204.13902, appendix"),
     "seeds_2": Entry(seeds_2, "weak 2", "Gonzalez et al. 2023, arXiv 2305.14267, SEEDS-2"),
+    "consistency": Entry(consistency, "-", "Song et al. 2023, arXiv 2303.01469, algorithm 1"),
 }
