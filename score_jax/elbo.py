@@ -1,4 +1,4 @@
-"""The continuous-time evidence lower bound on log p(x).
+"""The evidence lower bound on log p(x), in continuous time and of T steps.
 
 Variational diffusion models (Kingma et al. 2021, arXiv 2107.00630, section 5), for continuous x.
 
@@ -20,6 +20,14 @@ q(x_t_min | x) and q(x_T | x), which the other two terms take, they leave for th
 D dimensions: the same expectation, by E || eps ||^2 = D and Stein's identity, with other variances.
 Where eps_hat is near eps (much noise) vdm's is the least; where it is near 0 (noise finer than any
 structure of the data), that of the two others.
+
+The generative model may instead take T steps t_1 > ... > t_T > t_min to t_min, each from t to the
+next, s, by q(x_s | x_t, x0) with x0_hat for x0: ancestral sampling (Ho et al. 2020, arXiv 2006.11239,
+eq. 5-8). Then the diffusion term is the sum of T divergences of Gaussians, and each is
+
+    1/2 (SNR(s) - SNR(t)) E || x0 - x0_hat ||^2 = 1/2 (SNR(s) / SNR(t) - 1) E || eps - eps_hat ||^2
+
+(Kingma et al. 2021, section 4, for every linear SDE), which tends to the integral as T grows, like 1/T.
 """
 
 from collections.abc import Callable
@@ -80,6 +88,29 @@ def denoising(
     return normaliser + 0.5 * vdm(keys, sde, predict, x_t, t_min, label, eps)
 
 
+def time_and_weight(
+    sde: SDE, grid: grids.Grid, u: Float[Array, "b"], n_steps: int | None = None
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """For u uniform in [0, 1): a time, and the factor on || eps - eps_hat ||^2 whose expectation is the diffusion term.
+
+    Args:
+      grid: t = grid(u); of any number of steps they are grid(i / n_steps).
+      n_steps: T of the generative model; None is continuous time, whatever the grid.
+    """
+    if n_steps is None:
+        t, dt_du = grids.time_and_rate(grid, u)
+        return t, likelihood(sde, t, -dt_du)
+    i = jnp.clip(jnp.floor(u * n_steps), 0, n_steps - 1)  # u next to 1 may round up
+    t, s = grid(i / n_steps), grid((i + 1) / n_steps)
+    return t, 0.5 * n_steps * jnp.expm1(log_snr(sde, s) - log_snr(sde, t))
+
+
+def prior(sde: SDE, x: Float[Array, "b *s"]) -> Float[Array, "b"]:
+    """The prior term: KL( N(alpha x, sigma^2 I) || N(0, sigma^2 I) ) at t_max."""
+    t_max = jnp.asarray(sde.t_max)
+    return 0.5 * shapes.sum_event(jnp.square(sde.alpha(t_max) / sde.sigma(t_max) * x))
+
+
 def negative_elbo(
     keys: Keys,
     sde: SDE,
@@ -88,6 +119,8 @@ def negative_elbo(
     label: Array | None = None,
     *,
     n_times: int = 16,
+    n_steps: int | None = None,
+    grid: Callable[[SDE], grids.Grid] = grids.log_snr,
     form: str = "vdm",
     reconstruct: Callable[..., Float[Array, "b"]] = denoising,
 ) -> Terms:
@@ -96,29 +129,31 @@ def negative_elbo(
     Args:
       keys: one per example; an example's estimate depends on its own key alone.
       x: examples in model space, dequantized.
-      n_times: network evaluations spent on the diffusion term, plus one on the reconstruction.
+      n_times: network evaluations spent on the diffusion term, plus one on the reconstruction. With
+        n_times = n_steps each step has one.
+      n_steps: T, of the bound for a generative model of so many steps along the grid; None is
+        continuous time.
+      grid: constructor from `grids`. In continuous time it sets the density of the times and with it
+        the variance alone; with n_steps, what is estimated.
       form: of the diffusion term, one of FORMS.
       reconstruct: the last term, called as reconstruct(keys, sde, predict, x, label). For data that
         have levels `dequantize.reconstruction` of the levels; the sum is then minus the bound on
         their log-probability.
     """
-    grid = grids.log_snr(sde)
+    along = grid(sde)
     offset = jax.vmap(jax.random.uniform)(shapes.fold_in(keys, 0))
 
     def add(i, total):
-        t, dt_du = grids.time_and_rate(grid, (i + offset) / n_times)
+        t, weight = time_and_weight(sde, along, (i + offset) / n_times, n_steps)
         k_eps = shapes.fold_in(keys, 2 + i)
         eps = shapes.normal(k_eps, x)
         x_t = perturb(sde, x, t, eps)
         square = FORMS[form](shapes.fold_in(k_eps, 0), sde, predict, x_t, t, label, eps)
-        return total + likelihood(sde, t, -dt_du) * square
+        return total + weight * square
 
     diffusion = jax.lax.fori_loop(0, n_times, add, jnp.zeros(x.shape[:1])) / n_times
-
-    t_max = jnp.asarray(sde.t_max)
-    mean = sde.alpha(t_max) / sde.sigma(t_max) * x
     return Terms(
-        prior=0.5 * shapes.sum_event(jnp.square(mean)),
+        prior=prior(sde, x),
         diffusion=diffusion,
         reconstruction=reconstruct(shapes.fold_in(keys, 1), sde, predict, x, label),
     )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import GAUSSIAN, SDES, assert_mean
 
-from score_jax import dequantize, elbo, exact
+from score_jax import dequantize, elbo, exact, grids
 from score_jax import sde as sdes
 from score_jax.types import Given
 
@@ -157,6 +157,130 @@ def test_the_bound_on_levels_with_the_discrete_decoder_is_their_probability(data
     found = jax.jit(run)(jax.random.split(jax.random.key(0), 2 * N), jnp.asarray(k))
     truth = -np.log(probabilities[np.arange(3), k[:2]]).sum(1)
     assert_mean(np.asarray(found).reshape(N, 2), truth)
+
+
+def steps_of(sde, n_steps, grid=grids.log_snr):
+    """Each step's t and the factor on || eps - eps_hat ||^2, in float64."""
+    u = (jnp.arange(n_steps) + 0.5) / n_steps
+    return elbo.time_and_weight(sde, grid(sde), u, n_steps)
+
+
+def posterior(q_s, q_t, x_t, x0):
+    """Mean and variance of q(x_s | x_t, x0), by conditioning the Gaussian q(x_s | x0) on a transition to x_t.
+
+    q_s, q_t: (alpha, sigma).
+    """
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = q_s, q_t
+    ratio = alpha_t / alpha_s
+    transition = sigma_t**2 - (ratio * sigma_s) ** 2
+    precision = 1 / sigma_s**2 + ratio**2 / transition
+    return (alpha_s * x0 / sigma_s**2 + ratio * x_t / transition) / precision, 1 / precision
+
+
+def ddpm_posterior(betas, i, x_t, x0):
+    """That of DDPM's step i to i - 1 (Ho et al. 2020, arXiv 2006.11239, eq. 6-7), i counted from 1."""
+    products = np.concatenate([[1.0], np.cumprod(1 - betas)])
+    before, after, beta = products[i - 1], products[i], betas[i - 1]
+    mean = np.sqrt(before) * beta * x0 + np.sqrt(1 - beta) * (1 - before) * x_t
+    return mean / (1 - after), (1 - before) / (1 - after) * beta
+
+
+def kl_of_step(of_x0, x0, x0_hat):
+    """KL(q(x_s | x_t, x0) || q(x_s | x_t, x0_hat)), summed over dimensions, equal variances."""
+    (mean, variance), (mean_hat, _) = of_x0(x0), of_x0(x0_hat)
+    return np.sum((mean - mean_hat) ** 2, -1) / (2 * variance)
+
+
+def draws(sde, t):
+    """x0, x_t, eps, and a wrong prediction of them, for one example at each time."""
+    predictor, _ = wrong_linear(sde)
+    x0, eps = np.random.default_rng(0).normal(size=(2, len(t), 2))
+    x_t = sdes.perturb(sde, jnp.asarray(x0), t, jnp.asarray(eps))
+    pair = predictor(x_t, t)
+    return x0, np.asarray(x_t), eps, np.asarray(pair.x0), np.asarray(pair.eps)
+
+
+def test_ddpms_t_step_bound_from_its_gaussians_is_the_weighted_fisher_form(x64):
+    """The sum over i = 2 ... n of Ho et al.'s L_(i-1), eq. 5, draw by draw and to 1e-10."""
+    n = 50
+    betas = np.linspace(1e-3, 0.2, n)
+    sde = sdes.of_betas(betas, t_min=1 / n)
+    t, weight = steps_of(sde, n - 1, grids.uniform)
+    x0, x_t, eps, x0_hat, eps_hat = draws(sde, t)
+    # the grid goes down from step n
+    steps = np.arange(n, 1, -1)
+    np.testing.assert_allclose(t, steps / n, rtol=1e-12)
+    gaussians = [
+        kl_of_step(
+            lambda x, i=i, row=row: ddpm_posterior(betas, i, x_t[row], x), x0[row], x0_hat[row]
+        )
+        for row, i in enumerate(steps)
+    ]
+    fisher = weight / (n - 1) * np.sum((eps - eps_hat) ** 2, -1)
+    np.testing.assert_allclose(fisher, gaussians, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["vp", "sub_vp", "ve", "linear"])
+def test_every_linear_sdes_steps_are_divergences_of_gaussians(x64, name):
+    """By conditioning Gaussians, with the steps of a grid uniform in log-SNR; the rounding is the posterior's."""
+    sde, n = SDES[name](), 40
+    t, weight = steps_of(sde, n)
+    x0, x_t, eps, x0_hat, eps_hat = draws(sde, t)
+    s = grids.log_snr(sde)((jnp.arange(n) + 1) / n)
+    at = lambda t: tuple(np.asarray(f(t))[:, None] for f in (sde.alpha, sde.sigma))
+    mean, variance = posterior(at(s), at(t), x_t, x0)
+    mean_hat, _ = posterior(at(s), at(t), x_t, x0_hat)
+    gaussians = np.sum((mean - mean_hat) ** 2 / (2 * variance), -1)
+    fisher = weight / n * np.sum((eps - eps_hat) ** 2, -1)
+    np.testing.assert_allclose(fisher, gaussians, rtol=1e-8)
+    # and in x0 the factor is SNR(s) - SNR(t)
+    snr = lambda t: np.exp(np.asarray(sdes.log_snr(sde, t)))
+    in_x0 = 0.5 * (snr(s) - snr(t)) * np.sum((x0 - x0_hat) ** 2, -1)
+    np.testing.assert_allclose(in_x0, gaussians, rtol=1e-8)
+
+
+def discrete(sde, n_steps):
+    """The expected diffusion term at X of n_steps uniform in log-SNR, from e(s) in closed form."""
+    t, weight = steps_of(sde, n_steps)
+    s = np.exp(np.asarray(sdes.log_snr(sde, t), float))[:, None]
+    d2 = (((X - GAUSSIAN.mean) @ AXES) ** 2)[:, None]
+    precision = 1 / (1 + EIGENVALUES * s)
+    error = np.sum((EIGENVALUES * s * precision) ** 2 + s * d2 * precision**2, -1)
+    return np.asarray(weight) @ error.T / n_steps
+
+
+def test_the_t_step_bound_tends_to_the_continuous_one_as_one_over_t(x64):
+    """From above, with the perfect prediction; the excess halves as the steps double."""
+    sde = sdes.vp()
+    limit = closed_form(sde, X).diffusion
+    excess = np.array([discrete(sde, n) - limit for n in (1000, 2000, 4000)])
+    assert np.all(excess > 0)
+    np.testing.assert_allclose(np.log2(excess[:-1] / excess[1:]), 1.0, atol=0.02)
+
+
+@pytest.mark.parametrize("n_times", [4, 10])
+def test_the_t_step_estimate_has_the_expectation_of_all_steps(n_times):
+    """Also with fewer times than steps; with as many, each step is visited once."""
+    sde = sdes.vp()
+    found = estimates(sde, X, n_times=n_times, n_steps=10)
+    assert_mean(found.diffusion, discrete(sde, 10))
+    assert np.all(discrete(sde, 10) > 1.5 * closed_form(sde, X).diffusion)
+
+
+def test_the_continuous_estimate_has_the_same_expectation_along_any_grid():
+    sde = sdes.vp(t_min=1e-2)
+    found = estimates(sde, X, grid=grids.uniform, n_times=16).diffusion
+    assert_mean(found, closed_form(sde, X).diffusion)
+
+
+def test_a_time_next_to_the_end_belongs_to_the_last_step():
+    """u = 1 - 2^-24 rounds to 1 in float32 when it is multiplied by the number of steps."""
+    sde = sdes.vp()
+    u = jnp.array([1 - 2.0**-24, 1.0])
+    t, weight = elbo.time_and_weight(sde, grids.uniform(sde), u, 1000)
+    last, expected = steps_of(sde, 1000, grids.uniform)
+    np.testing.assert_allclose(t, last[-1], rtol=1e-6)
+    np.testing.assert_allclose(weight, expected[-1], rtol=1e-6)
 
 
 def test_an_examples_estimate_depends_on_its_own_key_alone():
