@@ -10,7 +10,7 @@ from jax import random
 from score_jax import nets, shapes
 from score_jax.nets import MLP, UNet, check_image_size
 from score_jax.nets.blocks import ResBlock, dropout, n_groups
-from score_jax.nets.embed import fourier, sinusoidal
+from score_jax.nets.embed import Embedding, fourier, input_fourier, sinusoidal
 from score_jax.nets.resample import RESAMPLINGS
 
 N = 6
@@ -18,9 +18,9 @@ SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0
 NCSNPP = nets.ncsnpp(**SMALL, progressive_output="output_skip")
 # network, event, largest c, and how many layers drop
 NETS = {
-    "unet": (UNet(**SMALL), (4, 4, 2), 1000.0, 8),
+    "unet": (UNet(**SMALL, n_augment=2), (4, 4, 2), 1000.0, 8),
     "ncsnpp": (NCSNPP, (4, 4, 2), 4.0, 10),
-    "mlp": (MLP(width=16, depth=2, dropout=0.5, n_classes=3), (5,), 1000.0, 2),
+    "mlp": (MLP(width=16, depth=2, dropout=0.5, n_classes=3, n_augment=2), (5,), 1000.0, 2),
 }
 # of networks at initialisation, also those of NCSN++ that differ in name
 ZEROS = {
@@ -32,7 +32,7 @@ ZEROS = {
 
 @pytest.fixture(scope="module", params=["unet", "mlp"])
 def problem(request):
-    """A network, apply(x, c, label, keys) with no parameter at zero, and inputs for it."""
+    """A network, apply(x, c, label, keys, augment) with no parameter at zero, and inputs for it."""
     net, event, c_max, _ = NETS[request.param]
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((N, *event), dtype=np.float32))
@@ -43,8 +43,8 @@ def problem(request):
     )
 
     @functools.partial(jax.jit, static_argnames="net")
-    def apply(x, c, label=None, keys=None, net=net):
-        return net.apply(params, x, c, label, keys=keys)
+    def apply(x, c, label=None, keys=None, augment=None, net=net):
+        return net.apply(params, x, c, label, keys=keys, augment=augment)
 
     return net, apply, x, c
 
@@ -123,6 +123,37 @@ def test_no_label_is_the_null_class_and_classes_differ(problem):
     first, second = apply(x, c, jnp.full(N, 0)), apply(x, c, jnp.full(N, 1))
     for difference in (first - none, second - none, first - second):
         assert np.all(largest(difference) > 1e-2)
+
+
+def test_augmentation_is_heard_and_none_of_it_is_zeros(problem):
+    _, apply, x, c = problem
+    none, zeros = apply(x, c), jnp.zeros((N, 2))
+    np.testing.assert_allclose(apply(x, c, augment=zeros), none, rtol=1e-5, atol=1e-5)
+    for i in range(2):
+        assert np.all(largest(apply(x, c, augment=zeros.at[:, i].set(1.0)) - none) > 1e-3)
+
+
+def test_augmentation_is_a_linear_map_added_to_the_encoded_noise_level():
+    rng = np.random.default_rng(0)
+    net = Embedding(6, n_augment=2)
+    encoded, augment = (jnp.asarray(rng.standard_normal((3, n), dtype=np.float32)) for n in (4, 2))
+    params = net.init(random.key(0), encoded)["params"]
+    without = {name: p for name, p in params.items() if name != "augment"}
+    plain = Embedding(6)
+    kernel = params["augment"].pop("kernel")
+    assert kernel.shape == (2, 4) and not params["augment"]
+    expected = plain.apply({"params": without}, encoded + augment @ kernel)
+    out = net.apply({"params": without | {"augment": {"kernel": kernel}}}, encoded, None, augment)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda k: UNet(**SMALL, n_augment=k), lambda k: MLP(n_augment=k)])
+def test_a_network_without_augmentation_has_the_parameters_that_it_always_had(make):
+    x, c = jnp.zeros((1, 4, 4, 2)), jnp.zeros(1)
+    paths = lambda net: set(flatten_dict(jax.eval_shape(net.init, random.key(0), x, c)["params"]))
+    assert paths(make(5)) - paths(make(0)) == {("embedding", "augment", "kernel")}
+    told = jax.eval_shape(lambda: make(0).init(random.key(0), x, c, augment=jnp.ones((1, 3))))
+    assert set(flatten_dict(told["params"])) == paths(make(0))
 
 
 def test_the_sinusoidal_embedding_is_the_formula():
@@ -224,7 +255,7 @@ def test_the_networks_of_song_et_al_have_the_parameters_of_their_layout(
 
 def test_the_constructors_pass_on_what_they_are_given():
     size = (16, (1, 1, 2), 1, (4,), 4, 0.3, 7)
-    for make in (nets.ddpm, nets.ncsnpp):
+    for make in (nets.ddpm, nets.ncsnpp, nets.vdm):
         net = make(*size)
         names = ("channels", "multipliers", "blocks", "attention", "groups", "dropout", "n_classes")
         assert tuple(getattr(net, name) for name in names) == size
@@ -234,6 +265,55 @@ def test_the_constructors_pass_on_what_they_are_given():
     net = nets.ncsnpp(**words)
     assert {name: getattr(net, name) for name in words} == words
     assert (net.block_type, net.skip_rescale, net.attention_up) == ("biggan", True, "last")
+    assert nets.vdm(input_frequencies=(3,)).input_frequencies == (3,)
+
+
+def test_the_network_of_vdm_has_the_parameters_of_its_layout():
+    attention = 2 * 128 + 4 * conv(128, 128, taps=1)
+    block = res_block(128, 128)
+    # the image and, for 2 frequencies, its sines and cosines
+    ends = conv(3 * (1 + 4), 128) + 2 * 128 + conv(128, 3)
+    embedding = conv(128, 512, taps=1) + conv(512, 512, taps=1)
+    # 32 blocks on the way down, 33 on the way up, 2 in the middle
+    expected = embedding + ends + 34 * block + attention + 33 * res_block(256, 128)
+    assert n_parameters(nets.vdm()) == expected == 30_586_243
+
+
+def test_the_waves_of_the_input_are_the_formula_far_from_zero_too():
+    # float32 has 2**-18 for 37: a plain sine of 2**8 pi 37 would be wrong by 1e-3
+    x = np.array([[-1.0, 0.3], [37.123, -0.99], [2 / 256, 250.7]], np.float32)
+    angles = [np.pi * 2.0**n * x.astype(np.float64) for n in (7, 8)]
+    expected = np.concatenate([np.sin(angles[0]), np.sin(angles[1]), np.cos(angles[0])], axis=1)
+    out = input_fourier(jnp.asarray(x), (7, 8))
+    assert out.shape == (3, 8) and out.dtype == np.float32
+    np.testing.assert_allclose(out[:, :6], expected, atol=2e-6)
+    np.testing.assert_allclose(out[:, 6:], np.cos(angles[1]), atol=2e-6)
+    # of bfloat16 x they are as exact
+    low = jnp.asarray(x, jnp.bfloat16)
+    np.testing.assert_array_equal(
+        input_fourier(low, (7, 8)), input_fourier(low.astype(jnp.float32), (7, 8))
+    )
+    _, slope = jax.jvp(lambda x: input_fourier(x, (8,)), (jnp.asarray(x),), (jnp.ones((3, 2)),))
+    rate = 2**8 * np.pi
+    exact = rate * np.concatenate([np.cos(angles[1]), -np.sin(angles[1])], axis=1)
+    np.testing.assert_allclose(slope, exact, atol=2e-6 * rate)
+
+
+def test_a_network_that_sees_only_the_waves_is_periodic():
+    net = UNet(channels=4, multipliers=(1,), blocks=0, attention=(), input_frequencies=(1, 3))
+    rng = np.random.default_rng(0)
+    x, c = jnp.asarray(rng.standard_normal((2, 2, 2, 3), dtype=np.float32)), jnp.ones(2)
+    params = jax.tree.map(
+        lambda p: rng.normal(0.0, 0.3, p.shape).astype(np.float32),
+        jax.eval_shape(net.init, random.key(0), x, c),
+    )
+    params["params"]["conv_in"]["kernel"][:, :, :3] = 0.0
+    apply = jax.jit(net.apply)
+    out = apply(params, x, c)
+    assert out.shape == x.shape
+    # the slowest is sin(2 pi x)
+    np.testing.assert_allclose(apply(params, x + 1, c), out, atol=1e-4)
+    assert np.all(largest(apply(params, x + 0.5, c) - out) > 1e-2)
 
 
 def test_the_fourier_embedding_is_the_formula_at_frequencies_that_never_change():

@@ -22,6 +22,7 @@ NETS = {
         progressive_output="output_skip",
     ),
     "mlp": nets.MLP(width=16, depth=2, dropout=0.5, n_classes=3),
+    "dit": nets.DiT(patch=2, width=16, depth=2, heads=2, dropout=0.5, n_classes=3),
 }
 F32, BF16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
 
@@ -122,7 +123,8 @@ def test_bfloat16_is_for_products_only(problem):
         # float32 are two layers of the embedding and one in each residual block
         assert products.count(F32) == 2 + 10
     else:
-        assert products.count(F32) == 2
+        # and in DiT the map that modulates each block's norms and that of the last
+        assert products.count(F32) == (2 if isinstance(net, nets.MLP) else 2 + 3)
 
 
 def test_float64_is_computed_in_float64(problem, plain, x64):

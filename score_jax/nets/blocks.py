@@ -108,6 +108,17 @@ class ResBlock(nn.Module):
         return residual_sum(x, h, self.rescale)
 
 
+def softmax_attention(
+    query: Float[Array, "*n i d"], key: Float[Array, "*n j d"], value: Float[Array, "*n j e"]
+) -> Float[Array, "*n i e"]:
+    """For each query the mean of the values, weighted by softmax(<query, key> / sqrt(d))."""
+    # at least float32: a softmax over hundreds of pixels needs the digits
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("...id,...jd->...ij", query, key, preferred_element_type=wide)
+    weights = nn.softmax(logits / jnp.sqrt(query.shape[-1])).astype(value.dtype)
+    return jnp.einsum("...ij,...je->...ie", weights, value)
+
+
 class Attention(nn.Module):
     """x + self-attention over all pixels, with one head as wide as x; `rescale` as in ResBlock."""
 
@@ -121,12 +132,7 @@ class Attention(nn.Module):
         linear = partial(dense, c, dtype=self.dtype)
         tokens = group_norm(x, self.groups, self.dtype, "norm").reshape(b, h * w, c)
         query, key, value = (linear(name=name)(tokens) for name in ("query", "key", "value"))
-        # at least float32: a softmax over hundreds of pixels needs the digits
-        wide = jnp.promote_types(query.dtype, jnp.float32)
-        logits = jnp.einsum("bic,bjc->bij", query, key, preferred_element_type=wide)
-        weights = nn.softmax(logits / jnp.sqrt(c)).astype(value.dtype)
-        out = jnp.einsum("bij,bjc->bic", weights, value)
-        out = linear(kernel_init=zero, name="out")(out)
+        out = linear(kernel_init=zero, name="out")(softmax_attention(query, key, value))
         return residual_sum(x, out.reshape(b, h, w, c), self.rescale)
 
 

@@ -1,4 +1,4 @@
-"""What the network is told besides x: the noise level c and the class."""
+"""What the network is told besides x: the noise level c, the class and the augmentation; and x in waves."""
 
 import math
 
@@ -52,21 +52,52 @@ def fourier(
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
 
 
+def input_fourier(
+    x: Float[Array, "*s c"], exponents: tuple[int, ...]
+) -> Float[Array, "*s {2*len(exponents)}*c"]:
+    """[sin(2^n pi x), .., cos(2^n pi x), ..] for each n of `exponents`, of each channel (Kingma et al.
+    2021, arXiv 2107.00630, appendix C), which tell apart values that differ by a fraction of a level.
+
+    For x of levels in [-1, 1], 2 / 256 apart; x is read with float32's digits at least.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    turns = [2.0 ** (n - 1) * x for n in exponents]
+    # whole turns are taken off first, without rounding: a sine of 2^n pi x loses as many digits as
+    # there are before the point, and it is the digits after it that count
+    angles = [2 * math.pi * (turn - jnp.round(turn)) for turn in turns]
+    return jnp.concatenate([wave(a) for wave in (jnp.sin, jnp.cos) for a in angles], axis=-1)
+
+
 class Embedding(nn.Module):
     """A learned function of the encoded noise level (DDPM, appendix B), plus a vector per class.
+
+    What augmentation did to an example, `augment`, is a vector that is zero if it did nothing. A
+    linear map of it, without bias, is added to the encoded noise level (Karras et al. 2022, arXiv
+    2206.00364, appendix F.2).
 
     Attributes:
       features: the width of the result.
       n_classes: row n_classes of the table is "no class"; 0 means no table.
+      n_augment: numbers in `augment`, of which None stands for zeros; 0 means no map: it is ignored.
     """
 
     features: int
     n_classes: int = 0
+    n_augment: int = 0
 
     @nn.compact
     def __call__(
-        self, encoded: Float[Array, "b f"], label: Int[Array, "b"] | None = None
+        self,
+        encoded: Float[Array, "b f"],
+        label: Int[Array, "b"] | None = None,
+        augment: Float[Array, "b k"] | None = None,
     ) -> Float[Array, "b {self.features}"]:
+        if self.n_augment > 0:
+            if augment is None:
+                augment = jnp.zeros((encoded.shape[0], self.n_augment), encoded.dtype)
+            width = encoded.shape[1]
+            linear = nn.Dense(width, use_bias=False, kernel_init=fan_avg, name="augment")
+            encoded = encoded + linear(augment)
         emb = nn.Dense(self.features, kernel_init=fan_avg, name="dense_0")(encoded)
         emb = nn.Dense(self.features, kernel_init=fan_avg, name="dense_1")(nn.swish(emb))
         if self.n_classes > 0:

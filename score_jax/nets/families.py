@@ -6,10 +6,11 @@
     ddpmpp_deep  106.6 M     8
     ncsnpp       62.8 M      4       residual blocks    fir         residual           fourier
     ncsnpp_deep  107.6 M     8
+    vdm          30.6 M      32      nothing            -           none               positional
 
 DDPM: Ho et al. 2020, arXiv 2006.11239, appendix B. The others: Song et al. 2021, arXiv 2011.13456,
 appendix H, with the settings published there and in their code; "cont." in their tables are the same
-networks, trained in continuous time.
+networks, trained in continuous time. VDM: Kingma et al. 2021, arXiv 2107.00630, appendix B.
 """
 
 from functools import partial
@@ -67,6 +68,34 @@ def ncsnpp(
         embedding=embedding,
         fourier_scale=fourier_scale,
         attention_up="last",
+    )
+
+
+def vdm(
+    channels: int = 128,
+    multipliers: tuple[int, ...] = (1,),
+    blocks: int = 32,
+    attention: tuple[int, ...] = (),
+    groups: int = 32,
+    dropout: float = 0.1,
+    n_classes: int = 0,
+    input_frequencies: tuple[int, ...] = (7, 8),
+) -> UNet:
+    """The network of VDM, for likelihoods: all at full resolution, with x in waves at its input.
+
+    This is that for CIFAR-10 without augmentation, whose only attention is in the middle; with it the
+    paper has 256 channels, dropout 0.05 and attention after each block, here attention = (32,). VDM
+    adds x to the output, which is thus a prediction of eps - x; here it is as it is.
+    """
+    return UNet(
+        channels,
+        multipliers,
+        blocks,
+        attention,
+        groups,
+        dropout,
+        n_classes,
+        input_frequencies=input_frequencies,
     )
 
 

@@ -25,6 +25,7 @@ class MLP(nn.Module):
         embedding and output have float32 at least.
       remat: whether blocks are computed again for the gradient instead of kept: less memory.
       outputs: numbers for each one of x.
+      n_augment: numbers that describe an augmentation; 0 for a network without.
     """
 
     width: int = 128
@@ -34,6 +35,7 @@ class MLP(nn.Module):
     dtype: DTypeLike | None = None
     remat: bool = False
     outputs: int = 1
+    n_augment: int = 0
 
     @nn.compact
     def __call__(
@@ -43,9 +45,10 @@ class MLP(nn.Module):
         label: Int[Array, "b"] | None = None,
         *,
         keys: Keys | None = None,
+        augment: Float[Array, "b k"] | None = None,
     ) -> Float[Array, "b ..."]:
-        encoded = sinusoidal(c, self.width)
-        emb = nn.swish(Embedding(self.width, self.n_classes, name="embedding")(encoded, label))
+        embedding = Embedding(self.width, self.n_classes, self.n_augment, name="embedding")
+        emb = nn.swish(embedding(sinusoidal(c, self.width), label, augment))
 
         def layer(name, **options):
             return dense(self.width, dtype=self.dtype, name=name, **options)

@@ -32,7 +32,7 @@ from score_jax.nets.blocks import (
     group_norm,
     zero,
 )
-from score_jax.nets.embed import Embedding, fourier, sinusoidal
+from score_jax.nets.embed import Embedding, fourier, input_fourier, sinusoidal
 from score_jax.nets.progressive import COMBINES, PROGRESSIVE_INPUTS, PROGRESSIVE_OUTPUTS
 from score_jax.nets.resample import RESAMPLINGS
 from score_jax.types import Keys
@@ -99,6 +99,9 @@ class UNet(nn.Module):
         softmax, embedding and output have float32 at least in any case.
       remat: whether blocks are computed again for the gradient instead of kept: less memory.
       outputs: numbers for each one of x; with more than one the last layer is of single pixels.
+      n_augment: numbers that describe an augmentation; 0 for a network without.
+      input_frequencies: integers n for which sin(2^n pi x) and cos(2^n pi x) are channels of the input
+        beside x.
 
     Raises ValueError, when called, on a word that is none of `CHOICES` and on sizes, widths and
     combinations that cannot work.
@@ -124,6 +127,8 @@ class UNet(nn.Module):
     dtype: DTypeLike | None = None
     remat: bool = False
     outputs: int = 1
+    n_augment: int = 0
+    input_frequencies: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
@@ -133,12 +138,13 @@ class UNet(nn.Module):
         label: Int[Array, "b"] | None = None,
         *,
         keys: Keys | None = None,
+        augment: Float[Array, "b k"] | None = None,
     ) -> Float[Array, "b h w c*{self.outputs}"]:
         check_image_size(x.shape[1], x.shape[2], self.multipliers)
         self._check_words()
         resampling = RESAMPLINGS[self.resampling]
-        encoded = EMBEDDINGS[self.embedding](self, c)
-        emb = Embedding(4 * self.channels, self.n_classes, name="embedding")(encoded, label)
+        embedding = Embedding(4 * self.channels, self.n_classes, self.n_augment, name="embedding")
+        emb = embedding(EMBEDDINGS[self.embedding](self, c), label, augment)
         layer = itertools.count()
         res_block, attention = (
             nn.remat(part) if self.remat else part for part in (ResBlock, Attention)
@@ -168,7 +174,10 @@ class UNet(nn.Module):
         last = len(self.multipliers) - 1
         feed = PROGRESSIVE_INPUTS[self.progressive_input]
         pyramid = x
-        h = conv3x3(self.channels, dtype=self.dtype, name="conv_in")(x)
+        h = x
+        if self.input_frequencies:
+            h = jnp.concatenate([x, input_fourier(x, self.input_frequencies)], axis=-1)
+        h = conv3x3(self.channels, dtype=self.dtype, name="conv_in")(h)
         skips = [h]
         for level in range(last + 1):
             for i in range(self.blocks):
