@@ -17,7 +17,8 @@ import optax
 from jax import Array
 from jaxtyping import Int
 
-from score_jax import dequantize, parallel, shapes
+from score_jax import augment as augmentation
+from score_jax import coupling, dequantize, ema, parallel, shapes
 from score_jax.checkpoint import Checkpoints
 from score_jax.data import stream
 from score_jax.data.base import Split
@@ -28,7 +29,7 @@ from score_jax.types import Batch, Key, LossFn, Params
 
 
 class TrainState(NamedTuple):
-    """All that training changes, arrays only."""
+    """All that training changes, arrays only. `emas` are first the exponential averages, then the power functions."""
 
     step: Int[Array, ""]
     params: Params
@@ -60,6 +61,12 @@ def prepare(
     flip: bool,
     labels: bool,
     points: Callable[..., Array] = dequantize.POINTS["uniform"],
+    *,
+    n_classes: int = 0,
+    label_dropout: float = 0.0,
+    augment: float = 0.0,
+    couple: Callable[..., Array | None] = coupling.independent,
+    axis_name: str | None = None,
 ) -> Callable[..., Batch]:
     """A function (keys, position, resident, indices) -> Batch, run inside the step.
 
@@ -68,18 +75,31 @@ def prepare(
       flip: mirror each image left to right with probability 1/2.
       labels: whether the batch carries labels.
       points: one of `dequantize.POINTS`: what the loss gets of levels.
+      label_dropout: probability that an example's label becomes n_classes, the networks' "no class".
+      augment: probability of each of `augment`'s transforms.
+      couple: one of `coupling.COUPLINGS`: the noise that goes with x, chosen over the global batch.
     """
 
     def fn(keys, position, resident: Split, indices) -> Batch:
-        k_flip, k_dequantize, keys = (shapes.fold_in(keys, i) for i in range(3))
-        x = resident.x[indices]
+        k_flip, k_dequantize, keys, k_label, k_augment, k_couple = (
+            shapes.fold_in(keys, i) for i in range(6)
+        )
+        x = jnp.asarray(resident.x[indices])
         if flip:
             mirrored = jax.vmap(jax.random.bernoulli)(k_flip)
             x = jnp.where(shapes.like(mirrored, x), x[..., ::-1, :], x)
         if levels is not None:
             x = points(k_dequantize, x, levels)
         label = resident.label[indices] if labels else None
-        return Batch(x, label, keys, position)
+        if labels and label_dropout:
+            dropped = jax.vmap(lambda key: jax.random.bernoulli(key, label_dropout))(k_label)
+            label = jnp.where(dropped, n_classes, label)
+        condition = None
+        if augment:
+            x, condition = augmentation.augment(k_augment, x, augment)
+        # last: the noise is coupled to what the loss sees
+        eps = couple(k_couple, x, axis_name)
+        return Batch(x, label, keys, position, condition, eps)
 
     return fn
 
@@ -122,12 +142,15 @@ def make_train_step(
     ema_rates: tuple[float, ...],
     axis_name: str | None = None,
     accumulate: int = 1,
+    *,
+    ema_warmup: float = 10.0,
+    ema_profiles: tuple[float, ...] = (),
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """step(state, resident, indices, key) -> state, metrics, a pure function; gradients are averaged over axis_name.
 
-    The rate of an exponential moving average is at most (1 + step) / (10 + step), so that early
-    averages forget the initial parameters. `accumulate` is the number of parts (`loss_and_grad`)
-    that a device takes its batch in.
+    So are metrics and the loss's state, whose integers must be the same on all devices. The moving
+    averages are those of `ema.update`. `accumulate` is the number of parts (`loss_and_grad`) that a
+    device takes its batch in.
     """
     grad_fn = loss_and_grad(loss_fn, accumulate)
 
@@ -139,14 +162,12 @@ def make_train_step(
 
         (loss, aux), grads = grad_fn(k_loss, state.params, state.loss_state, batch, state.step)
         loss, (metrics, loss_state), grads = parallel.mean((loss, aux, grads), axis_name)
+        # a mean of integers is a float
+        loss_state = jax.tree.map(lambda a, old: a.astype(old.dtype), loss_state, state.loss_state)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        warm = (1.0 + state.step) / (10.0 + state.step)
-        emas = tuple(
-            optax.incremental_update(params, ema, 1.0 - jnp.minimum(rate, warm))
-            for rate, ema in zip(ema_rates, state.emas, strict=True)
-        )
+        emas = ema.update(state.emas, params, state.step, ema_rates, ema_warmup, ema_profiles)
         metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
         return TrainState(state.step + 1, params, emas, opt_state, loss_state), metrics
 
@@ -164,7 +185,16 @@ class Options(NamedTuple):
       eval_images: how many validation examples each validation uses.
       ema: rates of the exponential moving averages of the parameters; the first is evaluated and
         sampled from.
+      ema_warmup: their rates are at most (1 + step) / (ema_warmup + step); 1 or 0 for no warm-up.
+      ema_profiles: relative widths sigma_rel of power-function averages, tracked beside the
+        exponential ones (`ema`).
+      snapshot_every: steps between snapshots of the latter, of which any other average can be made
+        after training (`snapshots`); there is one of the last step too. 0 for none.
       flip: mirror images left to right at random.
+      label_dropout: probability that the network is not told an example's label.
+      augment: probability of each of the transforms that the network is told of (`augment`); 0 for
+        none.
+      coupling: which noise goes with which example of a batch, one of `coupling.COUPLINGS`.
       keep: how many checkpoints to keep.
       compute: the network's arithmetic in training, "float32" or "bfloat16"; parameters, norms and
         the loss are float32 either way, and so are validation and samples.
@@ -183,7 +213,13 @@ class Options(NamedTuple):
     save_every: int = 5000
     eval_images: int = 1024
     ema: tuple[float, ...] = (0.9999,)
+    ema_warmup: float = 10.0
+    ema_profiles: tuple[float, ...] = ()
+    snapshot_every: int = 0
     flip: bool = False
+    label_dropout: float = 0.0
+    augment: float = 0.0
+    coupling: str = "independent"
     keep: int = 2
     compute: str = "float32"
     remat: bool = False
@@ -204,6 +240,7 @@ def fit(
     *,
     validate: Callable[[Params], dict[str, float]],
     draw: Callable[[Params, int], None],
+    snapshot: Callable[[int, tuple[Params, ...]], None] = lambda step, averages: None,
 ) -> bool:
     """Trains from the given state to the last step and returns True, or False if a signal asked it to stop.
 
@@ -213,6 +250,7 @@ def fit(
       key: of all randomness in the steps; `seed` is that of the data's order.
       validate: metrics of the averaged parameters on the validation split.
       draw: writes a picture of samples of the averaged parameters at a step.
+      snapshot: writes the power-function averages of a step; returns when they are on disk.
     Raises:
       FloatingPointError: the loss or its gradient is not finite; names the step and the last
         checkpoint.
@@ -244,7 +282,10 @@ def fit(
                     options.save_every,
                 )
             )
-            if logging or validating or drawing or saving or stopping:
+            snapshotting = options.snapshot_every > 0 and _due(
+                step, options.snapshot_every, options.steps
+            )
+            if logging or validating or drawing or saving or snapshotting or stopping:
                 logged += _finite(jax.device_get(parallel.unreplicate(pending)), step, checkpoints)
                 pending = []
             if logging:
@@ -256,7 +297,10 @@ def fit(
                 log.validation(step, validate(parallel.unreplicate(state.averaged())))
             if drawing:
                 draw(parallel.unreplicate(state.averaged()), step)
-            if validating or drawing:
+            if snapshotting:
+                # before the step's checkpoint: what a resumed run does not take again is on disk
+                snapshot(step, parallel.unreplicate(state.emas[len(options.ema) :]))
+            if validating or drawing or snapshotting:
                 log.restart_clock(step)
             if saving or stopping:
                 checkpoints.save(step, parallel.unreplicate(state), logged)

@@ -29,13 +29,17 @@ class Batch(NamedTuple):
 
     `keys` are one per example, folded from the step and the example's index in the global batch:
     whatever is random about an example comes from its key, so the number of devices changes
-    nothing. `position` is that index divided by the global batch's size, in [0, 1).
+    nothing. `position` is that index divided by the global batch's size, in [0, 1). `augment` says
+    what augmentation did to each example, for the network; `eps` is noise that is already coupled
+    to x, in the place of the loss's own draw.
     """
 
     x: Float[Array, "b *s"]
     label: Int[Array, "b"] | None
     keys: Keys
     position: Float[Array, "b"]
+    augment: Float[Array, "b k"] | None = None
+    eps: Float[Array, "b *s"] | None = None
 
 
 class Dequantized(NamedTuple):

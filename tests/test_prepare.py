@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from conftest import assert_mean
 
-from score_jax import train
+from score_jax import shapes, train
+from score_jax.augment import augment
+from score_jax.coupling import optimal
 from score_jax.data.base import Split
 
 LEVELS = 24
@@ -21,8 +23,10 @@ KEYS = jax.random.split(jax.random.key(0), 64)
 POSITION = jnp.arange(64) / 64
 
 
-def prepared(levels=LEVELS, flip=False, labels=True, *, data=DATA, indices=INDICES, keys=KEYS):
-    fn = jax.jit(train.prepare(levels, flip, labels))
+def prepared(
+    levels=LEVELS, flip=False, labels=True, *, data=DATA, indices=INDICES, keys=KEYS, **options
+):
+    fn = jax.jit(train.prepare(levels, flip, labels, **options))
     return fn(keys, POSITION[: len(keys)], data, indices)
 
 
@@ -92,6 +96,48 @@ def test_an_example_depends_on_its_own_key_alone():
 def test_the_keys_handed_on_are_new_streams():
     """Not the given ones nor those already spent on mirroring and noise, and no two alike."""
     handed = prepared(flip=True).keys
-    spent = [KEYS, *(jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(KEYS) for i in (0, 1))]
+    spent = [KEYS, *(shapes.fold_in(KEYS, i) for i in (0, 1, 3, 4, 5))]
     data = np.concatenate([jax.random.key_data(keys) for keys in (handed, *spent)])
-    assert len(np.unique(data, axis=0)) == 4 * 64
+    assert len(np.unique(data, axis=0)) == 7 * 64
+
+
+def test_a_dropped_label_is_the_class_after_the_last():
+    """In about 0.4 of 64, within 4 standard errors of 0.061; the other labels stay."""
+    label = np.asarray(prepared(n_classes=10, label_dropout=0.4).label)
+    dropped = label == 10
+    assert abs(np.mean(dropped) - 0.4) < 4 * 0.061
+    np.testing.assert_array_equal(label[~dropped], DATA.label[INDICES[~dropped]])
+    # as its own key says
+    other = prepared(n_classes=10, label_dropout=0.4, keys=KEYS[::-1]).label
+    np.testing.assert_array_equal(np.asarray(other == 10)[::-1], dropped)
+
+
+def test_augmentation_is_of_points_in_model_space_and_says_what_it_did():
+    plain, batch = prepared(flip=True), prepared(flip=True, augment=0.5)
+    x, condition = augment(shapes.fold_in(KEYS, 4), plain.x, 0.5)
+    # compiled in another program, which may round otherwise
+    np.testing.assert_allclose(batch.x, x, atol=1e-5)
+    np.testing.assert_allclose(batch.augment, condition, atol=1e-6)
+    assert plain.augment is None
+
+
+def test_noise_is_coupled_to_what_the_loss_sees():
+    """Each example has the noise of one of the keys' new streams, a permutation, of the augmented x."""
+    batch = prepared(augment=0.5, couple=optimal)
+    noise = np.asarray(shapes.normal(shapes.fold_in(KEYS, 5), batch.x)).reshape(64, -1)
+    eps, x = (np.asarray(a).reshape(64, -1) for a in (batch.eps, batch.x))
+    place = np.array([np.flatnonzero(np.all(noise == row, axis=1))[0] for row in eps])
+    np.testing.assert_array_equal(np.sort(place), np.arange(64))
+    # no exchange of two examples' noise is better
+    cost = -x @ eps.T
+    own = np.diag(cost)
+    assert np.all(own[:, None] + own <= cost + cost.T + 1e-4)
+    assert np.any(place != np.arange(64)) and prepared().eps is None
+
+
+def test_what_else_is_random_changes_no_stream_that_was_there():
+    """Runs of configs without the new options keep their numbers."""
+    plain = prepared(flip=True)
+    others = prepared(flip=True, n_classes=10, label_dropout=0.5, couple=optimal)
+    np.testing.assert_array_equal(others.x, plain.x)
+    assert np.all(others.keys == plain.keys) and np.all(plain.keys == shapes.fold_in(KEYS, 2))

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from score_jax import build, evaluate, parallel, run, train
+from score_jax import build, coupling, evaluate, parallel, run, shapes, snapshots, train
+from score_jax.checkpoint import Checkpoints
 from score_jax.data.base import Split
 from score_jax.model import Model
 
@@ -158,6 +159,140 @@ def test_a_step_of_gradient_descent_and_its_averages_are_those_computed_by_hand(
     np.testing.assert_allclose(state.emas[0], 1.4, rtol=1e-6)
     # at step 0 the rate is limited to (1 + 0) / (10 + 0)
     np.testing.assert_allclose(state.emas[1], 0.1 * 1.0 + 0.9 * 1.4, rtol=1e-6)
+
+
+def everything(axis_name=None, accumulate=1):
+    """(options, data, init, step): all that is random on, averages of all kinds, and a loss with a state.
+
+    Small images, and a model that is one image.
+    """
+    options = train.Options(
+        steps=10,
+        batch_size=16,
+        log_every=4,
+        save_every=6,
+        ema=(0.9,),
+        ema_profiles=(0.05, 0.1),
+        snapshot_every=3,
+    )
+    random = np.random.default_rng(0)
+    data = Split(
+        random.integers(0, 9, (24, 4, 4, 1)).astype(np.uint8),
+        random.integers(0, 3, 24).astype(np.int32),
+    )
+    model = Model(lambda key, shape: {"image": jnp.ones(shape)}, None, None)
+
+    def loss(key, params, loss_state, batch, step):
+        noisy = batch.x + batch.eps + shapes.like(batch.label, batch.x)
+        told = shapes.like(jnp.sum(batch.augment, axis=1), noisy)
+        dropout = jax.vmap(lambda key: jax.random.bernoulli(key, 0.7, (4, 4, 1)))(batch.keys)
+        error = dropout * jnp.square(params["image"] - noisy) * (1 + told**2)
+        seen = 0.5 * loss_state["seen"] + 0.5 * jnp.mean(error)
+        return jnp.mean(error), ({}, {"seen": seen, "calls": loss_state["calls"] + 1})
+
+    prepare = train.prepare(
+        9,
+        True,
+        True,
+        n_classes=3,
+        label_dropout=0.5,
+        augment=0.3,
+        couple=coupling.optimal,
+        axis_name=axis_name,
+    )
+    optimizer, nothing_seen = optax.adam(0.1), {"seen": jnp.ones(()), "calls": jnp.int32(0)}
+    step = train.make_train_step(
+        loss,
+        prepare,
+        optimizer,
+        options.ema,
+        axis_name,
+        accumulate,
+        ema_profiles=options.ema_profiles,
+    )
+    init = lambda key: train.init_state(key, model, (4, 4, 1), optimizer, 3, nothing_seen)
+    return options, data, init, step
+
+
+def test_one_device_takes_the_step_of_four_with_everything_on():
+    """Two steps, the second from averages and a state of the loss that the first made."""
+    _, data, init, step = everything()
+    one, four = jax.jit(step), parallel.train_step(everything(parallel.AXIS)[3])
+    key = jax.random.key(1)
+    state = init(jax.random.key(0))
+    replicated, shared = parallel.replicate(state), parallel.replicate(data)
+    for start in (0, 5):
+        indices = np.arange(start, start + 16)
+        state, metrics = one(state, jax.tree.map(jnp.asarray, data), indices, key)
+        replicated, metrics_4 = four(replicated, shared, parallel.shard(indices), key)
+        np.testing.assert_allclose(metrics_4["loss"], np.full(4, metrics["loss"]), rtol=2e-6)
+    found = parallel.unreplicate(replicated)
+    for a, b in zip(found.emas, state.emas, strict=True):
+        np.testing.assert_allclose(a["image"], b["image"], atol=1e-5)
+    seen, calls = replicated.loss_state["seen"], replicated.loss_state["calls"]
+    np.testing.assert_allclose(seen, np.full(4, state.loss_state["seen"]), rtol=2e-6)
+    assert calls.dtype == jnp.int32 and calls.tolist() == [2] * 4
+
+
+class KilledError(Exception):
+    """Ends a run between two saves."""
+
+
+def fit_with_everything(folder, kill_at=None):
+    """Goes on from the newest checkpoint to the last step, and returns the newest state."""
+    options, data, init, step = everything(parallel.AXIS, accumulate=2)
+    folder.mkdir(exist_ok=True)
+    checkpoints = Checkpoints(folder / "checkpoints")
+
+    def newest():
+        saved, key = checkpoints.latest(), jax.random.key(0)
+        if saved is None:
+            return jax.jit(init)(key)
+        return checkpoints.restore(saved, jax.eval_shape(init, key))
+
+    def write(step, averages):
+        if step == kill_at:
+            raise KilledError
+        snapshots.write(folder / "snapshots", step, options.ema_profiles, averages)
+
+    train.fit(
+        newest(),
+        step,
+        data,
+        jax.random.key(1),
+        0,
+        options,
+        checkpoints,
+        run.RunLog(folder),
+        validate=lambda params: {},
+        draw=lambda params, step: None,
+        snapshot=write,
+    )
+    return newest()
+
+
+def test_a_killed_run_goes_on_to_the_same_state_and_snapshots_with_everything_on(tmp_path):
+    state = fit_with_everything(tmp_path / "whole")
+    # at 6 before the checkpoint that is due there too, then at 9 after it
+    for step, latest in ((6, None), (9, 6)):
+        with pytest.raises(KilledError):
+            fit_with_everything(tmp_path / "run", kill_at=step)
+        assert Checkpoints(tmp_path / "run" / "checkpoints").latest() == latest
+    assert_same_bytes(fit_with_everything(tmp_path / "run"), state)
+    files = [sorted((tmp_path / name / "snapshots").iterdir()) for name in ("whole", "run")]
+    assert [path.name for path in files[0]] == [f"step_{i:07d}.npz" for i in (3, 6, 9, 10)]
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+
+    # the state of the loss went from part to part and through the checkpoint
+    assert int(state.loss_state["calls"]) == 20
+    # and the snapshots are of the power functions, the narrower first
+    for i, name in ((1, "power:0.05"), (2, "power:0.1")):
+        params, residual = snapshots.load_posthoc(
+            tmp_path / "run" / "snapshots", state.params, snapshots.parse(name)
+        )
+        assert residual < 1e-6
+        np.testing.assert_allclose(params["image"], state.emas[i]["image"], rtol=1e-5, atol=1e-6)
+    assert np.abs(state.emas[1]["image"] - state.emas[2]["image"]).max() > 0.01
 
 
 TOY = dict(
