@@ -12,20 +12,15 @@ XLA_FLAGS=--xla_force_host_platform_device_count=2 python scripts/train.py --con
 
 from configs import common
 
+NET = dict(name="unet", channels=48, multipliers=(1, 2, 2), blocks=1, attention=(7,), dropout=0.0)
+
 
 def get_config(**sections):
     return common.config(
         **dict(
             data=dict(name="fashion_mnist"),
             sde=dict(name="vp"),
-            net=dict(
-                name="unet",
-                channels=48,
-                multipliers=(1, 2, 2),
-                blocks=1,
-                attention=(7,),
-                dropout=0.0,
-            ),
+            net=NET,
             model=dict(output="levels", conditioning="log_snr"),
             loss=dict(name="denoising", grid="log_normal_wide", weight="likelihood", target="eps"),
             optim=dict(name="adam", lr=2e-3, b2=0.99, warmup=300, decay="cosine"),

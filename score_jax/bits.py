@@ -52,7 +52,8 @@ def measure(
 
     Args:
       made_for: what the numbers depend on; a table made for something else is not continued.
-      run: run(start=0) of `evaluate.per_example`, its results those of `ode_bits` and `elbo_bits`.
+      run: run(start=0) of `evaluate.per_example`, its results those of `ode_bits` and, where there is
+        a bound, of `elbo_bits`; without one "elbo" is nan.
     """
     table = Table(path, COLUMNS, np.arange(size))
     done = begin(table, made_for)
@@ -64,7 +65,10 @@ def measure(
 
 def _rows(batch: dict[str, np.ndarray], first: int) -> dict[str, np.ndarray]:
     """The columns of a batch; an example that failed has no numbers."""
-    good = batch["ok"] & np.isfinite(batch["bpd"]) & np.isfinite(batch["elbo"])
+    good = batch["ok"] & np.isfinite(batch["bpd"])
+    if "elbo" in batch:
+        good &= np.isfinite(batch["elbo"])
+    batch = {"elbo": np.full(len(good), np.nan)} | batch
     names = "bpd", *TERMS, *ERRORS, "elbo"
     numbers = {name: np.where(good, batch[name], np.nan) for name in names}
     index = first + np.arange(len(good))
@@ -93,6 +97,7 @@ def check(
         draws = np.repeat([other_noise, noise], n), np.repeat([rest, other_rest], n)
         again, better = together(run(np.tile(index, 2), draws)), together(refined(index, STREAMS))
         solved = lambda found: np.where(found["ok"], found["bpd"], np.nan)
+        again = {"elbo": np.full(2 * n, np.nan)} | again
         rows = {
             "index": index,
             "noise": solved(again)[:n],
@@ -156,7 +161,9 @@ def _checked(kept: dict, checks: dict | None) -> dict[str, np.ndarray]:
     _, i, j = np.intersect1d(kept["index"], checks["index"], return_indices=True)
     found = {name: kept[name][i] for name in ("bpd", "elbo")}
     found |= {name: checks[name][j] for name in CHECK_COLUMNS}
-    whole = np.all([np.isfinite(values) for values in found.values()], axis=0)
+    has_elbo = np.any(np.isfinite(kept["elbo"]))
+    needed = [name for name in found if has_elbo or not name.startswith("elbo")]
+    whole = np.all([np.isfinite(found[name]) for name in needed], axis=0)
     return {name: values[whole] for name, values in found.items()}
 
 
@@ -219,7 +226,8 @@ def report(result: dict[str, Any]) -> list[str]:
     ]
     lines = [
         f"{result['split']} {number('bpd')} {unit} ({'; '.join(how)})",
-        f"by the ELBO at most {number('elbo')}, with the same weights and on the same examples",
+        result["no_elbo"]
+        or f"by the ELBO at most {number('elbo')}, with the same weights and on the same examples",
         f"log p at t_min = {result['t_min']:g}, {_TRUNCATION[result['dequantization']]}; "
         f"the prior at t_max costs {max(result['prior_mismatch'], 0):.1g}",
     ]

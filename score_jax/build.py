@@ -21,8 +21,13 @@ import optax
 from jax import Array
 
 from score_jax import (
+    adaptive,
+    augment,
+    combinations,
+    coupling,
     dequantize,
     elbo,
+    ema,
     evaluate,
     grids,
     likelihood,
@@ -32,13 +37,18 @@ from score_jax import (
     predict,
     samplers,
     sampling,
+    schedule,
+    score_matching,
     sde,
     solve,
     train,
     variational,
+    vdm,
     whiten,
 )
 from score_jax import model as models
+from score_jax.combinations import ConfigError
+from score_jax.consistency import consistency
 from score_jax.data.array import array
 from score_jax.data.base import DataSet
 from score_jax.data.cifar10 import cifar10
@@ -50,15 +60,12 @@ from score_jax.data.toy2d import SHAPES, toy2d
 from score_jax.model import Model
 from score_jax.nets import families, unet
 from score_jax.nets.dequantizer import CouplingFlow
+from score_jax.nets.dit import DiT
 from score_jax.nets.mlp import MLP
 from score_jax.types import LossFn
 
 # section -> option -> number, string, boolean, None or tuple of them; `seed` is a number
 Config = dict[str, Any]
-
-
-class ConfigError(ValueError):
-    """A config that cannot be built: one line naming the value, the rule and the choices."""
 
 
 class EvalOptions(NamedTuple):
@@ -125,6 +132,7 @@ class ModelOptions(NamedTuple):
     conditioning: str = "log_snr"
     sigma_data: float | None = None
     class_conditional: bool = False
+    conservative: bool = False
 
 
 GRIDS = {
@@ -135,8 +143,16 @@ GRIDS = {
     "log_normal": grids.log_normal,
     # for 8-bit images: nearly all of it between the width of a level and the size of the data
     "log_normal_wide": partial(grids.log_normal, mean=-2.5, std=2.0),
+    "logit_normal": grids.logit_normal,
 }
-WEIGHTS = {"simple": losses.simple, "likelihood": losses.likelihood}
+WEIGHTS = {
+    "simple": losses.simple,
+    "likelihood": losses.likelihood,
+    "edm": losses.edm_weight(),
+    "min_snr": losses.min_snr_weight(),
+    "soft_min_snr": losses.soft_min_snr_weight(),
+    "sigmoid": losses.sigmoid_weight(),
+}
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 # section -> the constructors that its `name` chooses from, or its one constructor
@@ -158,6 +174,8 @@ SECTIONS: dict[str, Any] = {
         "edm": sde.edm,
         "cosine": sde.cosine,
         "ddpm": sde.ddpm,
+        "anharmonic": sde.anharmonic,
+        "learned": schedule.learned,
     },
     "net": {
         "unet": unet.UNet,
@@ -166,11 +184,29 @@ SECTIONS: dict[str, Any] = {
         "ddpmpp_deep": families.ddpmpp_deep,
         "ncsnpp": families.ncsnpp,
         "ncsnpp_deep": families.ncsnpp_deep,
+        "vdm": families.vdm,
+        "dit": DiT,
         "mlp": MLP,
     },
     "model": ModelOptions,
     "dequantize": {"uniform": NoOptions, "lattice": NoOptions, "flow": FlowOptions},
-    "loss": {"denoising": losses.denoising},
+    "loss": {
+        "denoising": losses.denoising,
+        "ddpm": losses.ddpm,
+        "ncsn": losses.ncsn,
+        "edm": losses.edm,
+        "min_snr": losses.min_snr,
+        "soft_min_snr": losses.soft_min_snr,
+        "sigmoid": losses.sigmoid,
+        "flow_matching": losses.flow_matching,
+        "vdm": vdm.vdm,
+        "consistency": consistency,
+        "explicit": score_matching.explicit,
+        "implicit": score_matching.implicit,
+        "sliced": score_matching.sliced,
+        "sliced_vr": score_matching.sliced_vr,
+        "finite_difference": score_matching.finite_difference,
+    },
     "optim": {"adam": optim.adam},
     "train": train.Options,
     "sample": sampling.DRAWS,
@@ -182,13 +218,6 @@ _DEFAULT_NAMES = {"dequantize": "uniform"}
 
 # choices in the configs of older runs
 _FORMER_NAMES = {"hutchinson": "rademacher"}
-
-# the evaluations that fit what a model was trained on, of levels dequantized by name; first the default
-_FITTING = {
-    "uniform": ("uniform", "decoder", "denoised"),
-    "lattice": ("truncated_normal", "lattice_decoder"),
-    "flow": ("flow", "uniform", "decoder", "denoised"),
-}
 
 # options that are names: [constructor.]option -> choices
 CHOICES: dict[str, dict[str, Any]] = {
@@ -210,6 +239,9 @@ CHOICES: dict[str, dict[str, Any]] = {
     "corrector": sampling.CORRECTORS,
     "variance": samplers.VARIANCES,
     "threshold": sampling.THRESHOLDS,
+    "projection": score_matching.PROJECTIONS,
+    "decoder": {name: name for name in vdm.DECODERS},
+    "coupling": coupling.COUPLINGS,
     "toy2d.shape": SHAPES,
     "on_bad_image": ON_BAD_IMAGE,
 } | unet.CHOICES
@@ -231,13 +263,21 @@ RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
             "importance",
             "n_validation",
         }
+        | {
+            "n_projections",
+            "simulation_steps",
+            "consistency.s0",
+            "consistency.s1",
+            "heads",
+            "patch",
+        }
         | {"multipliers", "blocks", "attention", "groups", "depth", "size", "corrector_steps"},
     ),
     (
         "at least 0",
         lambda v: v >= 0,
         {"log_every", "eval_every", "sample_every", "save_every", "warmup", "clip", "weight_decay"}
-        | {"check_images"}
+        | {"check_images", "snapshot_every", "ema_warmup", "level", "time_bins"}
         | {"noise", "pad", "resident_gib", "workers", "cosine.s", "n_test"}
         | {"churn", "s_min", "s_noise"},
     ),
@@ -256,35 +296,63 @@ RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
             "t_end",
             "s_max",
         }
-        | {"beta_min", "beta_max", "sigma_min", "sigma_max"},
+        | {
+            "langevin.level",
+            "gamma",
+            "std",
+            "huber",
+            "rho",
+            "mlp_ratio",
+            "start",
+            "anharmonic.width",
+        },
     ),
+    # where float32 still has a finite log-SNR at both ends
+    (
+        "greater than 0 and at most 150",
+        lambda v: 0 < v <= 150,
+        {"beta_min", "beta_max"},
+    ),
+    ("at least 1e-12 and at most 1e12", lambda v: 1e-12 <= v <= 1e12, {"sigma_min", "sigma_max"}),
+    ("at least 1e-12 and less than 1", lambda v: 1e-12 <= v < 1, {"t_min"}),
+    ("greater than 0 and at most 0.999999", lambda v: 0 < v <= 0.999999, {"t_max"}),
     (
         "at least 0 and less than 1",
         lambda v: 0 <= v < 1,
         {"ema", "dropout", "b1", "b2"} | {"validation_fraction", "test_fraction"},
     ),
-    ("at least 0 and at most 1", lambda v: 0 <= v <= 1, {"eta"}),
+    (
+        "at least 0 and at most 1",
+        lambda v: 0 <= v <= 1,
+        {"eta", "label_dropout", "augment"},
+    ),
     (
         "greater than 0 and less than 1",
         lambda v: 0 < v < 1,
-        {"t_min", "t_max", "ddpm.beta_min", "ddpm.beta_max"},
+        {"ddpm.beta_min", "ddpm.beta_max", "floor"},
+    ),
+    (
+        "greater than 0 and at most 0.288",  # the square root of 1 / 12
+        lambda v: 0 < v <= ema.LARGEST_SIGMA_REL,
+        {"ema_profiles"},
     ),
     ("even and at least 4", lambda v: v >= 4 and v % 2 == 0, {"channels", "width"}),
     ("at least 2", lambda v: v >= 2, {"flow.depth"}),
     ("at least 0 and less than 2**32", lambda v: 0 <= v < 2**32, {"seed"}),
     ("at least 10", lambda v: v >= 10, {"toy2d.n"}),  # a tenth of it is validation
-    ("at least 2", lambda v: v >= 2, {"n_betas", "n_levels"}),
+    ("at least 2", lambda v: v >= 2, {"n_betas", "n_levels", "n_times", "n_knots"}),
     ("greater than 0 and at most 100", lambda v: 0 < v <= 100, {"percentile"}),
     ("at least 2 and at most 256", lambda v: 2 <= v <= 256, {"levels"}),
     ("1 or 3", lambda v: v in (1, 3), {"folder.channels"}),
+    ("at least 0 and at most 16", lambda v: 0 <= v <= 16, {"input_frequencies"}),
+    ("any number", math.isfinite, {"mean", "bias", "strength", "log_snr_max", "log_snr_min"}),
 )
-
-# of an implicit solver, which takes one evaluation for each dimension
-_LARGEST_JACOBIAN = 256
 
 # arguments of networks that their section does not set: flax's own, what follows from the data,
 # and what the train section sets
-_NOT_OPTIONS = {"net": {"parent", "name", "n_classes", "frequencies", "dtype", "remat", "outputs"}}
+_NOT_OPTIONS = {
+    "net": {"parent", "name", "n_classes", "n_augment", "frequencies", "dtype", "remat", "outputs"}
+}
 
 
 def choose(word: str, choices: Iterable[str]) -> str:
@@ -409,11 +477,16 @@ def _check_range(where: str, value: Any, name: str | None, option: str):
                 raise ConfigError(f"{where} is {value!r}; it must be {words}")
 
 
-def _make(config: Config, section: str, *args, **extra):
-    """Calls the section's constructor with the section's values; config must be resolved."""
+def _make(config: Config, section: str, *args, supplied: Config | None = None, **extra):
+    """Calls the section's constructor with the section's values; config must be resolved.
+
+    Of `supplied`, a constructor gets the arguments that it asks for.
+    """
     values = dict(config[section])
     name = values.pop("name", None)
     constructor = _constructor(section, name)
+    asked = inspect.signature(constructor).parameters
+    extra |= {key: value for key, value in (supplied or {}).items() if key in asked}
     for option, parameter in _parameters(section, constructor).items():
         if _choices(name, option) is not None and not isinstance(parameter.default, str):
             values[option] = _choices(name, option)[values[option]]
@@ -421,7 +494,15 @@ def _make(config: Config, section: str, *args, **extra):
 
 
 class Experiment(NamedTuple):
-    """All that a config stands for, as functions and records."""
+    """All that a config stands for, as functions and records.
+
+    Attributes:
+      loss_state: what the loss carries from step to step, before the first.
+      labels: whether the network is given them.
+      points: of `dequantize.POINTS`.
+      frozen: the folder and the sections of the run whose score model is kept (`FlowOptions`).
+      no_bits, no_elbo: why the model has no bits/dim, or no bound on them; None if it has.
+    """
 
     seed: int
     data: DataSet
@@ -434,7 +515,10 @@ class Experiment(NamedTuple):
     draw: Callable[..., sampling.Draws]
     labels: bool
     points: Callable[..., Array]
+    loss_state: Any = ()
     frozen: tuple[Path, dict[str, Any]] | None = None
+    no_bits: str | None = None
+    no_elbo: str | None = None
 
 
 def experiment(config: Config) -> Experiment:
@@ -444,26 +528,43 @@ def experiment(config: Config) -> Experiment:
       ConfigError: a combination that cannot work.
     """
     config = _as_trained(config)
-    options, data = _make(config, "train"), _make(config, "data")
+    options, data, noising = (_make(config, section) for section in ("train", "data", "sde"))
+    is_learned = isinstance(noising, schedule.Schedule)
+    ends = (0.0, 1.0) if is_learned else (noising.t_min, noising.t_max)
+    combinations.check(config, data, ends)
     model_options = _make(config, "model")
-    _check_combination(config, options, model_options, data)
     labels = model_options.class_conditional
     net = _make(config, "net", n_classes=data.n_classes if labels else 0)
+    if options.augment:
+        net = net.clone(n_augment=augment.N_CONDITIONS)
     if model_options.output == "levels":
         net = net.clone(outputs=data.levels)
-    denoiser = partial(
-        models.denoiser,
-        sde=_make(config, "sde"),
-        output=model_options.output,
-        conditioning=model_options.conditioning,
-        sigma_data=model_options.sigma_data,
-        n_levels=data.levels,
-    )
+
+    def denoiser(net):
+        def under(sde):
+            return models.denoiser(
+                net,
+                sde,
+                output=model_options.output,
+                conditioning=model_options.conditioning,
+                sigma_data=model_options.sigma_data,
+                n_levels=data.levels,
+                conservative=model_options.conservative,
+            )
+
+        return schedule.attach(under, noising) if is_learned else under(noising)
+
+    def loss_of(model, **options):
+        supplied = {"noised_logp": data.noised_logp, "levels": data.levels}
+        supplied |= {"steps": config["train"]["steps"]}
+        return _make(config | {"loss": config["loss"] | options}, "loss", model, supplied=supplied)
+
     model = denoiser(net)
-    _check_t_min(config, model.sde(None))
     in_training = denoiser(net.clone(dtype=DTYPES[options.compute], remat=options.remat))
-    loss = _make(config, "loss", in_training)
-    validation_loss = _make(config, "loss", models.deterministic(model))
+    loss = loss_of(in_training)
+    # a single example at a time says nothing of where the loss is large
+    time_bins = config["loss"].get("time_bins", 0)
+    validation_loss = loss_of(models.deterministic(model), **{"time_bins": 0} if time_bins else {})
     noise, frozen = config["dequantize"]["name"], None
     if noise == "flow":
         flow = _make(config, "dequantize")
@@ -471,7 +572,7 @@ def experiment(config: Config) -> Experiment:
         model = variational.attach(model, dequantizer)
         if flow.frozen is not None:
             # the score model that is evaluated, so without dropout
-            loss = variational.frozen(_make(config, "loss", models.deterministic(in_training)))
+            loss = variational.frozen(loss_of(models.deterministic(in_training)))
             fixed = {name: config[name] for name in ("sde", "net", "model")}
             frozen = Path(flow.frozen), fixed | {"dequantize": {"name": "uniform"}}
         loss, validation_loss = (
@@ -489,7 +590,10 @@ def experiment(config: Config) -> Experiment:
         draw=_make(config, "sample"),
         labels=labels,
         points=dequantize.POINTS[noise],
+        loss_state=adaptive.init(time_bins) if time_bins else (),
         frozen=frozen,
+        no_bits=combinations.no_bits(config),
+        no_elbo=combinations.no_elbo(config),
     )
 
 
@@ -497,19 +601,10 @@ def _as_trained(config: Config) -> Config:
     """The config with the evaluation's dequantization and decoder that fit the training, where it says "as_trained"."""
     trained, options = config["dequantize"]["name"], dict(config["eval"])
     if options["dequantize"] == "as_trained":
-        options["dequantize"] = _FITTING[trained][0]
+        options["dequantize"] = combinations.FITTING[trained][0]
     if options["elbo_decoder"] == "as_trained":
         options["elbo_decoder"] = "lattice" if trained == "lattice" else "gaussian"
     return config | {"eval": options}
-
-
-def _check_t_min(config: Config, built: sde.SDE):
-    t_min = config["eval"]["t_min"]
-    if t_min is not None and not built.t_min <= t_min < built.t_max:
-        raise ConfigError(
-            f"config.eval.t_min is {t_min}; it must be at least the SDE's t_min, {built.t_min}, and less "
-            f"than its t_max, {built.t_max}; None takes the former"
-        )
 
 
 def check_batch_size(batch_size: int, accumulate: int):
@@ -521,141 +616,4 @@ def check_batch_size(batch_size: int, accumulate: int):
         raise ConfigError(
             f"config.train.batch_size is {batch_size}, not divisible by the {devices} devices{parts}; "
             f"set it to {-(-batch_size // n) * n}"
-        )
-
-
-def _check_combination(config, options: train.Options, model_options: ModelOptions, data: DataSet):
-    is_image, net = len(data.shape) == 3, config["net"]
-    if net["name"] != "mlp":
-        if not is_image:
-            raise ConfigError(
-                f"config.net.name is {net['name']!r}, which needs images, but {data.name} has shape "
-                f"{data.shape}; use 'mlp'"
-            )
-        if not net["multipliers"]:
-            raise ConfigError("config.net.multipliers is (); it needs one number per level")
-        try:
-            unet.check_image_size(*data.shape[:2], net["multipliers"])
-        except ValueError as error:
-            raise ConfigError(f"config.net.multipliers: {error}") from error
-        if net.get("combine") == "cat" and net["progressive_input"] != "input_skip":
-            raise ConfigError(
-                f"config.net.combine is 'cat', which is for config.net.progressive_input='input_skip', "
-                f"not {net['progressive_input']!r}; set it to 'sum'"
-            )
-    conditioning = model_options.conditioning
-    if net.get("embedding") == "fourier" and conditioning not in ("log_sigma", "edm"):
-        raise ConfigError(
-            f"config.model.conditioning is {conditioning!r}, but config.net.embedding is 'fourier', made "
-            "for a logarithm of sigma; set conditioning to log_sigma, or embedding to positional"
-        )
-    if options.flip and not is_image:
-        raise ConfigError(
-            f"config.train.flip is True, but {data.name} has no images; set it to False"
-        )
-    if model_options.class_conditional and not data.n_classes:
-        raise ConfigError(
-            f"config.model.class_conditional is True, but {data.name} has no labels; set it to False"
-        )
-    if model_options.output == "edm" and model_options.sigma_data != predict.SIGMA_DATA:
-        raise ConfigError(
-            f"config.model.sigma_data is {model_options.sigma_data}; output 'edm' is made for "
-            f"{predict.SIGMA_DATA}"
-        )
-    trained, evaluated = config["dequantize"]["name"], config["eval"]["dequantize"]
-    if data.levels is None and trained != "uniform":
-        raise ConfigError(
-            f"config.dequantize.name is {trained!r}, but {data.name} has no levels; set it to 'uniform', "
-            "which leaves such data as they are"
-        )
-    fitting = _FITTING[trained] if data.levels else ("uniform", "denoised")
-    if evaluated not in fitting:
-        of = (
-            f"of {data.name}, which has no levels"
-            if data.levels is None
-            else f"after {trained!r} training"
-        )
-        raise ConfigError(
-            f"config.eval.dequantize is {evaluated!r}, which does not fit a model {of}; "
-            f"choose from {', '.join(fitting)}"
-        )
-    decoders = {"lattice"} if trained == "lattice" else {"gaussian", "uniform"}
-    decoders = decoders if data.levels else {"gaussian"}
-    if (decoder := config["eval"]["elbo_decoder"]) not in decoders:
-        raise ConfigError(
-            f"config.eval.elbo_decoder is {decoder!r}, which does not fit these data and this training; "
-            f"choose from {', '.join(sorted(decoders))}"
-        )
-    if trained == "flow":
-        if (config["loss"]["weight"], config["loss"]["target"]) != ("likelihood", "eps"):
-            raise ConfigError(
-                "config.dequantize.name is 'flow', whose loss is a likelihood; set config.loss.weight to "
-                "'likelihood' and config.loss.target to 'eps'"
-            )
-        if config["dequantize"]["frozen"] is not None and config["optim"]["weight_decay"]:
-            raise ConfigError(
-                f"config.optim.weight_decay is {config['optim']['weight_decay']}, which would move the "
-                "frozen score model; set it to 0"
-            )
-    if model_options.output == "levels":
-        if trained != "uniform":
-            raise ConfigError(
-                "config.model.output is 'levels', which are boxes filled evenly, but "
-                f"config.dequantize.name is {trained!r}; set it to 'uniform'"
-            )
-        if data.levels is None:
-            raise ConfigError(
-                f"config.model.output is 'levels', but {data.name} has none; choose another output"
-            )
-        if net.get("progressive_output") == "output_skip":
-            raise ConfigError(
-                "config.net.progressive_output is 'output_skip', which adds up images, and "
-                "config.model.output is 'levels'; set progressive_output to 'none' or 'residual'"
-            )
-    options = config["eval"]
-    if options["trace"] == "exact" and options["n_probes"] > 1:
-        raise ConfigError(
-            f"config.eval.n_probes is {options['n_probes']}, but config.eval.trace is 'exact', which needs "
-            "no probes; set n_probes to 1"
-        )
-    if options["fit_grid"] and options["grid"] != "log_snr":
-        raise ConfigError(
-            f"config.eval.grid is {options['grid']!r}, but config.eval.fit_grid finds one; set fit_grid "
-            "to False"
-        )
-    sample = config["sample"]
-    if sample.get("predictor") == sample.get("corrector", "") == "none":
-        raise ConfigError(
-            "config.sample.predictor and corrector are both 'none', which draws nothing; set one of them"
-        )
-    if (t_end := sample.get("t_end")) is not None:
-        built = _make(config, "sde")
-        if not built.t_min < t_end < built.t_max:
-            raise ConfigError(
-                f"config.sample.t_end is {t_end}; it must be between the SDE's t_min, {built.t_min}, "
-                f"and t_max, {built.t_max}; None ends at t_min"
-            )
-    for section in ("sample", "eval"):
-        grid = config[section]["grid"]
-        if grid.startswith("log_normal"):
-            others = ", ".join(name for name in GRIDS if not name.startswith("log_normal"))
-            raise ConfigError(
-                f"config.{section}.grid is {grid!r}, a density of training times; choose from {others}"
-            )
-        solver, n_steps = config[section].get("solver", ""), config[section].get("n_steps", 1)
-        if n_steps is None and not solve.adapts(solver):
-            raise ConfigError(
-                f"config.{section}.solver is {solver!r}, which cannot adapt its steps; "
-                f"set config.{section}.n_steps"
-            )
-        size = math.prod(data.shape)
-        if size > _LARGEST_JACOBIAN and solve.is_implicit(solver):
-            raise ConfigError(
-                f"config.{section}.solver is {solver!r}, whose Jacobian would have {size} columns; "
-                f"it is for at most {_LARGEST_JACOBIAN} dimensions; choose 'tsit5'"
-            )
-    if sample["threshold"] != "none" and data.levels is None:
-        raise ConfigError(
-            f"config.sample.threshold is {sample['threshold']!r}, for images in [-1, 1], which "
-            f"{data.name} has not; set it to 'none'"
         )

@@ -15,9 +15,10 @@ from score_jax.types import Dequantized, Given, Key, Params, PredictFn, Predicti
 
 
 class Model(NamedTuple):
-    """init(key, event shape) -> params; sde(params) -> SDE; predict(params, x, t, label=None, *, keys=None).
+    """init(key, event shape) -> params; sde(params) -> SDE; predict(params, x, t, label=None, **options).
 
-    `keys`, one per example, switch dropout on. A fixed SDE ignores the params it is given; a
+    The options: `keys`, one per example, switch dropout on; `augment` [b, k] is what augmentation
+    did to each example, None for nothing. A fixed SDE ignores the params it is given; a
     learned one reads them. Some models also know log P(level of each pixel | x), level_logp(params,
     x, t, label=None) [b, *s, levels], or how to dequantize, dequantize(params, keys, k, levels,
     label=None).
@@ -55,7 +56,7 @@ CONDITIONING = {
 
 
 # what a network's output means: a quantity, or the logits of the levels of data that have them
-OUTPUTS = {**predict.KINDS, "levels": levels.posterior}
+OUTPUTS = {**predict.OUTPUTS, "levels": levels.posterior}
 
 
 def denoiser(
@@ -66,12 +67,13 @@ def denoiser(
     conditioning: str = "log_snr",
     sigma_data: float | None = None,
     n_levels: int | None = None,
+    conservative: bool = False,
 ) -> Model:
     """The model whose prediction is the output of `net`, read as `output`.
 
     Args:
-      net: called as net(x, c, label, keys=keys).
-      output: one of `predict.KINDS`, or "levels": then `net` has n_levels outputs for each number of
+      net: called as net(x, c, label, keys=keys, augment=augment).
+      output: one of `predict.OUTPUTS`, or "levels": then `net` has n_levels outputs for each number of
         x, the logits that `levels.posterior` makes a prediction of.
       conditioning: one of CONDITIONING. "t" is 999 t, as in score_sde's VP models (999 t / t_max if
         t_max is above 1); "log_snr" the share of the log-SNR range passed, times 100, which still
@@ -81,25 +83,36 @@ def denoiser(
       sigma_data: if given, the network's input is x / sqrt(alpha^2 sigma_data^2 + sigma^2), of
         about unit scale; needed when sigma is large (VE). If None it is x.
       n_levels: of the data, if they have levels.
+      conservative: the output is the gradient with respect to x of a scalar, <x, net(x)> / 2: every
+        output of `predict.KINDS` then stands for a score that is a gradient, at each time that of a
+        normalisable or other density (Salimans & Ho 2021, "Should EBMs model the energy or the
+        score?"). Costs a backward pass through the network.
     """
 
     def init(key, shape):
         x = jnp.zeros((1, *shape))
         return net.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
 
-    def outputs(params, x, t, label, keys):
+    def outputs(params, x, t, label, keys=None, augment=None):
         scaled = x
         if sigma_data is not None:
             variance = jnp.square(sde.alpha(t) * sigma_data) + jnp.square(sde.sigma(t))
             scaled = x * shapes.like(jax.lax.rsqrt(variance), x)
         noise_level = CONDITIONING[conditioning](sde, t)
-        return net.apply({"params": params}, scaled, noise_level, label, keys=keys)
 
-    def predict_fn(params, x, t, label=None, *, keys=None) -> Prediction:
-        return predict.read(output, sde, outputs(params, x, t, label, keys), x, t)
+        def apply(x):
+            return net.apply({"params": params}, x, noise_level, label, keys=keys, augment=augment)
 
-    def posterior(params, x, t, label=None, *, keys=None):
-        logits = outputs(params, x, t, label, keys).reshape(*x.shape, n_levels)
+        if not conservative:
+            return apply(scaled)
+        return jax.grad(lambda x: 0.5 * jnp.sum(x * apply(x)))(scaled)
+
+    def predict_fn(params, x, t, label=None, **options) -> Prediction:
+        out = outputs(params, x, t, label, **options)
+        return predict.OUTPUTS[output](sde, out, x, t)
+
+    def posterior(params, x, t, label=None, **options):
+        logits = outputs(params, x, t, label, **options).reshape(*x.shape, n_levels)
         return levels.posterior(sde, logits, x, t)
 
     fixed = lambda params: sde
@@ -108,16 +121,18 @@ def denoiser(
     return Model(
         init,
         fixed,
-        predict=lambda *args, **keys: posterior(*args, **keys).mean,
+        predict=lambda *args, **options: posterior(*args, **options).mean,
         level_logp=lambda *args: posterior(*args).log_p,
     )
 
 
 def deterministic(model: Model) -> Model:
     """The same model with dropout off, whatever keys it is given."""
-    return model._replace(
-        predict=lambda params, x, t, label=None, *, keys=None: model.predict(params, x, t, label)
-    )
+
+    def predict_fn(params, x, t, label=None, *, keys=None, augment=None):
+        return model.predict(params, x, t, label, augment=augment)
+
+    return model._replace(predict=predict_fn)
 
 
 def bind(model: Model, params: Params) -> PredictFn:

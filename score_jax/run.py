@@ -20,12 +20,14 @@ from score_jax import (
     picture,
     sampling,
     shapes,
+    snapshots,
     steps,
     table,
     train,
 )
 from score_jax.build import EvalOptions, Experiment
 from score_jax.checkpoint import Checkpoints
+from score_jax.coupling import COUPLINGS
 from score_jax.data.base import Split, to_levels, to_model
 from score_jax.data.base import take as take_examples
 from score_jax.dequantize import DEQUANTIZATIONS
@@ -57,9 +59,14 @@ def start_state(
     """The state saved at a step, by default the newest, or the state before the first step if none is saved."""
 
     def init(key):
-        n_emas = len(experiment.train.ema)
+        options = experiment.train
         return train.init_state(
-            key, experiment.model, experiment.data.shape, experiment.optimizer, n_emas
+            key,
+            experiment.model,
+            experiment.data.shape,
+            experiment.optimizer,
+            len(options.ema) + len(options.ema_profiles),
+            experiment.loss_state,
         )
 
     # the "rbg" generator compiles in 2 s where the default one takes 15 s for a network's many
@@ -94,15 +101,18 @@ def _with_score(state: TrainState, folder: Path, sections: dict[str, Any]) -> Tr
     )
 
 
-def averaged_params(folder: Path, experiment: Experiment) -> tuple[int, Params]:
-    """The step and the averaged parameters of a run's newest checkpoint.
+def averaged_params(
+    folder: Path, experiment: Experiment, word: str | None = None
+) -> tuple[int, Params]:
+    """The step and the averaged parameters of a run's newest checkpoint, by a word of `weights`.
 
     Raises:
       FileNotFoundError: the run has no checkpoint.
     """
     saved_steps(folder)
+    (choose,) = weights(folder, experiment, word).values()
     state = start_state(experiment, checkpoints_of(folder, experiment))
-    return int(state.step), state.averaged()
+    return int(state.step), choose(state)
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -121,27 +131,75 @@ def saved_steps(folder: Path) -> list[int]:
     return steps
 
 
-def weights(experiment: Experiment) -> dict[str, Callable[[TrainState], Params]]:
-    """The parameters that a state has to evaluate, by name: each moving average, and those of the step, "raw"."""
-    emas = {
-        f"ema {rate:g}": lambda state, i=i: state.emas[i]
-        for i, rate in enumerate(experiment.train.ema)
-    }
-    return emas | {"raw": lambda state: state.params}
+def weights(
+    folder: Path, experiment: Experiment, word: str | None = None
+) -> dict[str, Callable[[TrainState], Params]]:
+    """The parameters of a state that a word names, by name; None is the first moving average.
+
+    Args:
+      word: the place of a moving average that the run tracks, from 0; "raw" for the parameters
+        themselves; "all" of these; or "power:SIGMA_REL" or "exponential:RATE", made of the run's
+        snapshots (`snapshots.load_posthoc`), which says on stdout what it misses.
+    Raises:
+      ConfigError: it names none.
+    """
+    names = [f"ema {rate:g}" for rate in experiment.train.ema]
+    names += [f"power {width:g}" for width in experiment.train.ema_profiles]
+    tracked = {name: lambda state, i=i: state.emas[i] for i, name in enumerate(names)}
+    tracked["raw"] = lambda state: state.params
+    if word == "all":
+        return tracked
+    if word is not None and ":" in word:
+        made = partial(_posthoc, folder / "snapshots", word, snapshots.parse(word))
+        return {word.replace(":", " "): made}
+    keys = dict(zip([*map(str, range(len(names))), "raw"], tracked, strict=True))
+    key = word or next(iter(keys))
+    if key not in keys:
+        choices = ", ".join(f"{k} ({name})" if k != name else k for k, name in keys.items())
+        raise build.ConfigError(
+            f"--ema={key}: the run has no such average; choose from {choices}, all, or one made of "
+            "snapshots, as power:0.1"
+        )
+    return {keys[key]: tracked[keys[key]]}
+
+
+def _posthoc(folder: Path, word: str, profile: Callable, state: TrainState) -> Params:
+    step = int(state.step)
+    params, residual = snapshots.load_posthoc(folder, state.params, profile, step)
+    print(f"{word} at step {step}, from {folder}: the profile is met to {residual:.1%}")
+    return params
+
+
+def train_step(experiment: Experiment, axis_name: str | None = None) -> Callable:
+    """`train.make_train_step` of all that the config says of a step."""
+    data, options = experiment.data, experiment.train
+    prepare = train.prepare(
+        data.levels,
+        options.flip,
+        experiment.labels,
+        experiment.points,
+        n_classes=data.n_classes,
+        label_dropout=options.label_dropout,
+        augment=options.augment,
+        couple=COUPLINGS[options.coupling],
+        axis_name=axis_name,
+    )
+    return train.make_train_step(
+        experiment.loss,
+        prepare,
+        experiment.optimizer,
+        options.ema,
+        axis_name,
+        options.accumulate,
+        ema_warmup=options.ema_warmup,
+        ema_profiles=options.ema_profiles,
+    )
 
 
 def fit(folder: Path, experiment: Experiment, state: TrainState, checkpoints: Checkpoints) -> bool:
     """Trains from a state to the end of the run; False if a signal stopped it (`train.fit`)."""
     data, options = experiment.data, experiment.train
-    prepare = train.prepare(data.levels, options.flip, experiment.labels, experiment.points)
-    step_fn = train.make_train_step(
-        experiment.loss,
-        prepare,
-        experiment.optimizer,
-        options.ema,
-        parallel.AXIS,
-        options.accumulate,
-    )
+    step_fn = train_step(experiment, parallel.AXIS)
     n = min(options.eval_images, len(data.validation.x))
     validation = take_examples(data.validation, np.arange(n))
     values = {
@@ -149,8 +207,9 @@ def fit(folder: Path, experiment: Experiment, state: TrainState, checkpoints: Ch
             experiment,
             evaluate.loss_values(experiment.validation_loss, data.levels, experiment.points),
         ),
-        "elbo": _per_example(experiment, elbo(experiment)),
     }
+    if not (experiment.no_bits or experiment.no_elbo):
+        values["elbo"] = _per_example(experiment, elbo(experiment))
 
     def validate(params):
         key = _key(experiment, _VALIDATION)
@@ -178,6 +237,7 @@ def fit(folder: Path, experiment: Experiment, state: TrainState, checkpoints: Ch
         RunLog(folder),
         validate=validate,
         draw=save_picture,
+        snapshot=partial(snapshots.write, folder / "snapshots", options.ema_profiles),
     )
 
 
@@ -320,7 +380,8 @@ def bits_per_dim(
         not continued.
     Returns:
       `bits.summary`; "unit"; where the data's density is known, "exact", the least that a model can
-      reach, and "kl", what this one is above it; "prior_mismatch" (`bits.prior_mismatch`); t_min.
+      reach, and "kl", what this one is above it; "prior_mismatch" (`bits.prior_mismatch`); t_min;
+      "no_elbo", why there is no bound, or None.
     """
     options, data = experiment.eval, experiment.data
     if options.t_min is not None:
@@ -328,7 +389,8 @@ def bits_per_dim(
     key, n = _key(experiment, _TEST), len(split.x)
     made_for = made_for | {"parameters": _digest(params)}
     found = prepare_ode(experiment, params, path.parent, made_for)
-    per_example = _per_example(experiment, evaluate.both(ode(experiment, found), elbo(experiment)))
+    bounds = () if experiment.no_elbo else (elbo(experiment),)
+    per_example = _per_example(experiment, evaluate.both(ode(experiment, found), *bounds))
     rows = bits.measure(path, made_for, n, partial(per_example, key, params, split))
 
     index, checks = bits.subset(n, options.check_images, experiment.seed), None
@@ -347,6 +409,7 @@ def bits_per_dim(
         "unit": "nats" if data.levels is None else "bits/dim",
         "t_min": float(experiment.model.sde(params).t_min),
         "prior_mismatch": _prior_mismatch(experiment, params),
+        "no_elbo": experiment.no_elbo,
     }
     if data.log_prob is not None:
         exact = -np.asarray(data.log_prob(split.x), np.float64)

@@ -32,7 +32,10 @@ STEPS = flags.DEFINE_string(
     "steps", None, "of which checkpoints: steps with commas between, or all; default: the newest"
 )
 EMA = flags.DEFINE_string(
-    "ema", None, "of which average of the parameters: its place from 0, raw for none, or all"
+    "ema",
+    None,
+    "of which average of the parameters: its place from 0, raw for none, all, or one that is made of "
+    "snapshots: power:SIGMA_REL or exponential:RATE",
 )
 # options that change no number of the table of images
 FREE = "batch_size", "check_images"
@@ -52,19 +55,6 @@ def chosen_steps(folder: Path) -> list[int]:
     return sorted({int(word) for word in STEPS.value.split(",")})
 
 
-def chosen_weights(experiment: build.Experiment) -> dict:
-    """The parameters that --ema names, of those that a state has."""
-    weights = run.weights(experiment)
-    if EMA.value == "all":
-        return weights
-    keys = dict(zip([*map(str, range(len(weights) - 1)), "raw"], weights, strict=True))
-    key = EMA.value or next(iter(keys))
-    if key not in keys:
-        named = ", ".join(f"{key} ({name})" if key != name else key for key, name in keys.items())
-        raise ConfigError(f"--ema={key}: the run has no such average; choose from {named}, or all")
-    return {keys[key]: weights[keys[key]]}
-
-
 def main(overrides: list[str]) -> int:
     with cli.user_errors():
         folder = Path(WORKDIR.value)
@@ -75,7 +65,9 @@ def main(overrides: list[str]) -> int:
         if N.value is not None and N.value > size:
             raise ConfigError(f"--n={N.value}, but the {SPLIT.value} split has {size} examples")
         split = base.take(split, np.arange(N.value or size))
-        steps, weights = chosen_steps(folder), chosen_weights(experiment)
+        if experiment.no_bits:
+            raise ConfigError(f"--metric=bpd: {experiment.no_bits}")
+        steps, weights = chosen_steps(folder), run.weights(folder, experiment, EMA.value)
         checkpoints = run.checkpoints_of(folder, experiment)
         states = {step: run.start_state(experiment, checkpoints, step) for step in steps[:1]}
         (folder / "eval").mkdir(exist_ok=True)
@@ -99,7 +91,8 @@ def main(overrides: list[str]) -> int:
         }
         stem = f"bpd_step_{step}_{name.replace(' ', '_')}{part}" if sweep else f"bpd{part}"
         path = folder / "eval" / ("by_step" if sweep else "") / f"{stem}.csv"
-        params = weights[name](states[step])
+        with cli.user_errors():
+            params = weights[name](states[step])
         result = run.bits_per_dim(experiment, params, split, path, made_for)
         result |= facts | {"conditional": experiment.labels, "settings": config["eval"]}
         files.write_text(path.with_suffix(".json"), bits.to_json(result))

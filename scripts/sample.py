@@ -43,6 +43,9 @@ OUT = flags.DEFINE_string("out", "samples.png", "file to write, .png or .npz")
 LABEL = flags.DEFINE_integer(
     "label", None, "class of all samples; default: the classes in turn", lower_bound=0
 )
+EMA = flags.DEFINE_string(
+    "ema", None, "of which average of the parameters, as of eval.py; default: the first"
+)
 SAMPLER = flags.DEFINE_string("sampler", None, "short for --config.sample.name; see --list")
 STEPS = flags.DEFINE_integer("steps", None, "short for --config.sample.n_steps", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float(
@@ -138,7 +141,9 @@ def main(overrides: list[str]) -> int:
             raise ConfigError(
                 f"--label={LABEL.value}, but the run's model knows {classes} classes, from 0"
             )
-        step, params = run.averaged_params(folder, experiment)
+        if EMA.value == "all":
+            raise ConfigError("--ema=all is for eval.py; name one average")
+        step, params = run.averaged_params(folder, experiment, EMA.value)
         if TEMPERATURE.value != 1:
             flag, sde = f"--temperature={TEMPERATURE.value:g}", experiment.model.sde(params)
             refuse_noise(flag, "where it has no effect", experiment, config["sample"], sde)

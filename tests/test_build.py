@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from score_jax import build, cli, train, workdir
+from score_jax import build, cli, run, train, workdir
 from score_jax.build import ConfigError
 from score_jax.data.base import DataSet, Split
 
@@ -47,8 +47,9 @@ def test_names_alone_make_a_whole_config():
         b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0,
     )  # fmt: skip
     assert config["loss"] == dict(
-        name="denoising", grid="log_snr", weight="likelihood", target="eps"
-    )
+        name="denoising", grid="log_snr", weight="likelihood", target="eps", n_times=None,
+        level=None, stratify=True, time_bins=0,
+    )  # fmt: skip
     assert config["train"] == build.train.Options()._asdict()
 
 
@@ -69,7 +70,10 @@ def test_every_constructor_resolves_to_its_own_defaults(section, name, construct
         assert value == default or choices[value] is default, option
     # jax keys, models and schedules come from the program, not from the config
     left = {k for k, p in parameters.items() if p.default is not p.empty} - options.keys()
-    assert left <= {"n_classes", "name", "parent", "frequencies", "dtype", "remat", "outputs"}
+    assert left <= {"n_classes", "name", "parent", "frequencies", "dtype", "remat"} | {
+        "outputs",
+        "n_augment",
+    }
 
 
 def is_number(annotation):
@@ -196,6 +200,7 @@ def test_every_config_takes_a_step(experiment_of):
             experiment.data.shape,
             experiment.optimizer,
             len(experiment.train.ema),
+            experiment.loss_state,
         ),
         jax.random.key(0),
     )
@@ -204,12 +209,7 @@ def test_every_config_takes_a_step(experiment_of):
     params = jax.tree.map(lambda p: rng.normal(0, 0.1, p.shape).astype(p.dtype), state.params)
     zeros = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), state)
     state = zeros._replace(params=params, emas=(params,) * len(state.emas))
-    step = train.make_train_step(
-        experiment.loss,
-        train.prepare(experiment.data.levels, experiment.train.flip, experiment.labels),
-        experiment.optimizer,
-        experiment.train.ema,
-    )
+    step = run.train_step(experiment)
     data = Split(*(None if a is None else np.asarray(a[:2]) for a in experiment.data.train))
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     after, metrics = jax.jit(step, compiler_options=quick)(

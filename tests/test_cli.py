@@ -119,7 +119,7 @@ DIGITS_OVERRIDES = {
     "a whole section": ("optim=adam", "config.optim is a section", "'adam'", "config.optim.OPTION"),
     "unknown data": ("data.name=mnist", "config.data.name is 'mnist'", "fashion_mnist, cifar10"),
     "unknown sde": ("sde.name=VP", "config.sde.name is 'VP'", "vp, sub_vp, ve, linear"),
-    "unknown net": ("net.name=resnet", "config.net.name is 'resnet'", "ncsnpp_deep, mlp"),
+    "unknown net": ("net.name=resnet", "config.net.name is 'resnet'", "dit, mlp"),
     "unknown loss": ("loss.name=dsm", "config.loss.name is 'dsm'", "denoising"),
     "unknown optimizer": ("optim.name=adan", "config.optim.name is 'adan'", "mean adam?"),
     "unknown sampler": ("sample.name=ddpm", "config.sample.name is 'ddpm'", "mean ddim?", "reverse_sde"),
@@ -424,6 +424,109 @@ CONFIG_SECTIONS = {
         "8x8",
         "divisible by 16",
         "4 multipliers at most",
+    ),
+    # objectives
+    "schedule without an end": (
+        "sde=dict(name='learned', log_snr_max=None), loss=dict(name='vdm', decoder='uniform')",
+        "config.sde.log_snr_max is None", "must be a number",
+    ),
+    "schedule that is not learned": (
+        "sde=dict(name='learned')", "config.sde.name is 'learned'", "no gradient", "set it to 'vdm'",
+    ),
+    "grid that looks through the schedule": (
+        "sde=dict(name='learned'), loss=dict(name='vdm', decoder='uniform', grid='log_snr')",
+        "config.loss.grid is 'log_snr'", "set it to 'uniform'",
+    ),
+    "discrete decoder of data without levels": (
+        "data=dict(name='toy2d'), net=dict(name='mlp'), loss=dict(name='vdm')",
+        "config.loss.decoder is 'lattice'", "toy2d_moons has no levels", "set it to 'gaussian'",
+    ),
+    "decoder of a lattice for boxes": (
+        "loss=dict(name='vdm')", "config.loss.decoder is 'lattice'", "config.dequantize.name is 'uniform'",
+    ),
+    "log-SNR that is infinite at t_max": (
+        "sde=dict(name='vp', beta_max=400.0)", "config.sde.beta_max is 400.0", "at most 150",
+    ),
+    "log-SNR that is infinite at t_min": (
+        "sde=dict(name='linear', t_min=0.0)", "config.sde.t_min is 0.0", "at least 1e-12",
+    ),
+    "coupling that does not look at labels": (
+        "sde=dict(name='linear'), model=dict(class_conditional=True), train=dict(coupling='optimal')",
+        "config.train.coupling is 'optimal'", "does not look at labels", "class_conditional to False",
+    ),
+    "noise where there is no score": (
+        "sde=dict(name='linear'), train=dict(coupling='optimal'), sample=dict(name='ancestral')",
+        "config.train.coupling is 'optimal'", "'ancestral', which adds noise", "probability_flow",
+    ),
+    "noise by an option where there is no score": (
+        "sde=dict(name='linear'), train=dict(coupling='optimal'), sample=dict(name='ddim', eta=1.0)",
+        "'ddim' with eta, which adds noise",
+    ),
+    "coupled noise without a kernel": (
+        "loss=dict(name='sliced'), train=dict(coupling='optimal')", "'sliced'", "set it to 'flow_matching'",
+    ),
+    "unknown score to match": (
+        "loss=dict(name='explicit')", "the score of digits is not known", "implicit, sliced",
+    ),
+    "kernel that has no closed form": (
+        "sde=dict(name='anharmonic')", "config.sde.name is 'anharmonic'", "loss.name is 'denoising'",
+        "implicit, sliced",
+    ),
+    "step that needs a kernel": (
+        "sde=dict(name='anharmonic'), loss=dict(name='sliced')", "config.sample.name", "reverse_sde",
+    ),
+    "consistency of another output": (
+        "loss=dict(name='consistency')", "config.loss.name is 'consistency'", "set both, or neither",
+    ),
+    "steps of a consistency model": (
+        "loss=dict(name='consistency'), model=dict(output='consistency', sigma_data=0.5)",
+        "config.sample.name is 'ddim'", "sampled by 'consistency'",
+    ),
+    "weight over time of one noise level": (
+        "loss=dict(name='denoising', level=0.1)", "config.loss.weight is 'likelihood'", "to 'simple'",
+    ),
+    "noise level without noise": (
+        "loss=dict(name='denoising', level=0.0, weight='simple')", "config.loss.level is 0", "above 0",
+    ),
+    "times of one noise level": (
+        "loss=dict(name='ddpm', level=0.1)", "config.loss.level is 0.1", "n_times to None",
+    ),
+    "steps through unknown noise levels": (
+        "loss=dict(name='sliced', level=0.1)", "the only noise level", "'langevin'", "level to 0.1",
+    ),
+    "labels dropped that are not given": (
+        "train=dict(label_dropout=0.1)", "config.train.label_dropout is 0.1", "told no labels",
+    ),
+    "augmentation of points": (
+        "data=dict(name='toy2d'), net=dict(name='mlp'), train=dict(augment=0.1)",
+        "config.train.augment is 0.1", "has no images",
+    ),
+    "augmentation of levels": (
+        "model=dict(output='levels'), train=dict(augment=0.1)", "no pixel at its level", "augment to 0",
+    ),
+    "snapshots of nothing": (
+        "train=dict(snapshot_every=10)", "config.train.snapshot_every is 10", "ema_profiles",
+    ),
+    "wide profile": ("train=dict(ema_profiles=(0.3,))", "config.train.ema_profiles", "at most 0.288"),
+    "gradient of probabilities": (
+        "model=dict(output='levels', conservative=True)", "config.model.conservative is True", "another output",
+    ),
+    "trace of an image": (
+        "data=dict(name='fashion_mnist'), loss=dict(name='implicit')", "784 products", "choose 'sliced_vr'",
+    ),
+    "last number below the first": (
+        "loss=dict(name='consistency', s1=5), model=dict(output='consistency', sigma_data=0.5)",
+        "config.loss.s1 is 5", "at least s0, 10",
+    ),
+    "waves of a scaled input": (
+        "net=dict(name='unet', multipliers=(1,), input_frequencies=(7,)), model=dict(sigma_data=0.5)",
+        "config.net.input_frequencies is (7,)", "set it to None",
+    ),
+    "patch that does not divide": (
+        "net=dict(name='dit', patch=3)", "config.net.patch: image size 8x8", "use patch 2",
+    ),
+    "heads that do not divide": (
+        "net=dict(name='dit', width=64, heads=5)", "config.net.width is 64, not divisible by 20", "set it to 80",
     ),
 }  # fmt: skip
 

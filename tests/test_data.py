@@ -307,7 +307,7 @@ def test_the_real_fashion_mnist_has_its_published_classes_and_mean():
 # toy2d
 
 
-@pytest.mark.parametrize("shape", ["gaussians", "checkerboard"])
+@pytest.mark.parametrize("shape", ["gaussians", "checkerboard", "unequal"])
 def test_a_toy_density_integrates_to_one(shape):
     step = 0.02
     centres = np.arange(-2.5 + step / 2, 2.5, step, dtype=np.float32)
@@ -322,6 +322,16 @@ def test_the_mean_log_density_of_the_gaussians_is_minus_their_entropy():
     log_prob = np.asarray(data.log_prob(data.train.x))
     standard_error = float(log_prob.std()) / math.sqrt(len(log_prob))
     assert float(log_prob.mean()) == pytest.approx(-entropy, abs=4 * standard_error)
+
+
+def test_four_fifths_of_the_unequal_points_are_on_one_side_and_noise_keeps_the_density_whole():
+    data = toy2d("unequal", n=4000)
+    share = np.mean(data.train.x.sum(axis=1) > 0)
+    assert share == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / 4000))
+    x, alpha, sigma = jnp.zeros((1, 2)), jnp.asarray(0.6), jnp.asarray(0.5)
+    variance = (alpha * 0.15) ** 2 + sigma**2
+    logp = -((alpha * 1.5) ** 2) / (2 * variance) - math.log(2 * math.pi * variance)
+    np.testing.assert_allclose(data.noised_logp(x, alpha, sigma), logp, rtol=1e-5)
 
 
 def test_the_checkerboard_has_its_points_where_its_density_is():
@@ -362,6 +372,6 @@ def test_toys_are_reproducible_and_their_splits_differ(shape):
 
 def test_an_unknown_toy_is_answered_with_the_choices():
     with pytest.raises(
-        ValueError, match="no toy2d shape 'moon'.*moons, checkerboard, spirals, gaussians"
+        ValueError, match="no toy2d shape 'moon'.*moons, checkerboard, spirals, gaussians, unequal"
     ):
         toy2d("moon")

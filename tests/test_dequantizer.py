@@ -74,7 +74,7 @@ def score_model():
     """The perfect score of NOISED times a parameter, which is 1."""
     perfect = exact.predictor(SDE, NOISED)
 
-    def predict(params, x, t, label=None, *, keys=None):
+    def predict(params, x, t, label=None, *, keys=None, augment=None):
         pair = perfect(x, t)
         return pair._replace(eps=params * pair.eps)
 

@@ -359,7 +359,7 @@ def test_one_failed_solve_is_recorded_and_left_out_and_other_parameters_begin_a_
     shutil.copytree(evaluated.folder, tmp_path, dirs_exist_ok=True)
     marked = to_model(split.x[5] + 0.5, 17)
 
-    def broken(params, x, t, label=None, *, keys=None):
+    def broken(params, x, t, label=None, *, keys=None, augment=None):
         pair = experiment.model.predict(params, x, t, label)
         is_it = jnp.all(jnp.abs(marked - x) < 1.5 / 17, axis=(1, 2, 3))
         return jax.tree.map(lambda a: jnp.where(shapes.like(is_it, a), jnp.nan, a), pair)
@@ -412,7 +412,7 @@ LABELS = np.array([2, 0, 1, 1, 2, 0], np.int32)
 def of_class(sde, std):
     """The perfect model of N(MEANS[label], std^2 I)."""
 
-    def predict(params, x, t, label=None, *, keys=None):
+    def predict(params, x, t, label=None, *, keys=None, augment=None):
         assert label is not None and label.shape == x.shape[:1]
         noised = exact.gaussian(jnp.asarray(MEANS, jnp.float32)[label], std**2 * np.eye(2))
         return exact.predictor(sde, noised)(x, t)

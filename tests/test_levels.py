@@ -87,7 +87,7 @@ class Constant(nn.Module):
     """A network that says log w, whatever it sees."""
 
     @nn.compact
-    def __call__(self, x, c, label=None, *, keys=None):
+    def __call__(self, x, c, label=None, *, keys=None, augment=None):
         return logits(x).reshape(len(x), -1)
 
 

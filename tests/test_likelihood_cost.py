@@ -25,7 +25,7 @@ def make_problem(dtype=np.float32):
     """Three dimensions, a prediction with no structure but smoothness."""
     sde = sdes.vp()
 
-    def predict(params, x, t, label=None, *, keys=None):
+    def predict(params, x, t, label=None, *, keys=None, augment=None):
         alpha, sigma = (c(t)[:, None] for c in (sde.alpha, sde.sigma))
         eps = sigma * x / (0.3 * alpha**2 + sigma**2) + 0.2 * sigma * jnp.sin(x[:, ::-1])
         return Prediction((x - sigma * eps) / alpha, eps)

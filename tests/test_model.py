@@ -11,30 +11,31 @@ from conftest import SDES, coefficients
 
 from score_jax import sde as sdes
 from score_jax.model import Model, bind, denoiser, deterministic
+from score_jax.predict import combine
 from score_jax.types import Prediction
 
 
 class Net(nn.Module):
-    """A network whose output is answer(x, c, label, keys) times its one parameter, 1."""
+    """A network whose output is answer(x, c, label, keys, augment) times its one parameter, 1."""
 
     answer: Callable
 
     @nn.compact
-    def __call__(self, x, c, label=None, *, keys=None):
+    def __call__(self, x, c, label=None, *, keys=None, augment=None):
         one = self.param("one", nn.initializers.ones, ())
-        return one * jnp.broadcast_to(self.answer(x, c, label, keys), x.shape)
+        return one * jnp.broadcast_to(self.answer(x, c, label, keys, augment), x.shape)
 
 
-def told(answer, sde, x, t, label=None, keys=None, **options):
+def told(answer, sde, x, t, label=None, keys=None, augment=None, **options):
     """What `answer` makes of the network's arguments: with output "eps" the prediction's eps."""
     model = denoiser(Net(answer), sde, output="eps", **options)
     params = model.init(jax.random.key(0), x.shape[1:])
-    return model.predict(params, x, t, label, keys=keys).eps
+    return model.predict(params, x, t, label, keys=keys, augment=augment).eps
 
 
 def noise_level(sde, t, **options):
     x = jnp.zeros((len(t), 1))
-    return told(lambda x, c, label, keys: c[:, None], sde, x, t, **options)[:, 0]
+    return told(lambda x, c, *rest: c[:, None], sde, x, t, **options)[:, 0]
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -105,23 +106,55 @@ def test_the_output_is_read_with_x_as_it_came_not_as_the_network_saw_it(sigma_da
     np.testing.assert_allclose(found.eps[:, 0], sigma * x[:, 0], rtol=1e-9)
 
 
-def test_labels_and_keys_reach_the_network():
+def test_labels_keys_and_augmentations_reach_the_network():
     x, t, label = jnp.zeros((3, 1)), jnp.full(3, 0.5), jnp.array([4, 0, 2])
-    found = told(lambda x, c, label, keys: label[:, None] * 1.0, sdes.vp(), x, t, label)
+    found = told(lambda x, c, label, *rest: label[:, None] * 1.0, sdes.vp(), x, t, label)
     np.testing.assert_allclose(found[:, 0], label, rtol=1e-6)
     keys = jax.random.split(jax.random.key(1), 3)
 
-    def first_bits(x, c, label, keys):
+    def first_bits(x, c, label, keys, augment):
         return 0.0 if keys is None else jax.vmap(jax.random.uniform)(keys)[:, None]
 
     found = told(first_bits, sdes.vp(), x, t, keys=keys)
     np.testing.assert_allclose(found[:, 0], [jax.random.uniform(key) for key in keys], rtol=1e-6)
+    augment = jnp.array([[0.5], [-1.0], [2.0]])
+    given = lambda x, c, label, keys, augment: 0.0 if augment is None else augment
+    found = told(given, sdes.vp(), x, t, augment=augment)
+    np.testing.assert_allclose(found, augment, rtol=1e-6)
+
+
+def jacobian_of_score(conservative, x):
+    """Of a network that is no gradient by itself, at one point."""
+    turned = lambda x, c, *rest: (
+        jnp.tanh(x @ jnp.array([[0.3, 1.0], [-0.5, 0.2]])) + 0.01 * c[:, None]
+    )
+    options = dict(output="v", sigma_data=0.7, conservative=conservative)
+    model = denoiser(Net(turned), sdes.vp(), **options)
+    params, t = model.init(jax.random.key(0), (2,)), jnp.array([0.4])
+    score = lambda x: combine("score", sdes.vp(), model.predict(params, x[None], t), t)[0]
+    return jax.jacfwd(score)(x)
+
+
+def test_a_conservative_models_score_is_a_gradient_and_anothers_is_not(x64):
+    """The Jacobian of a gradient is a Hessian, and symmetric, to the last digits."""
+    x = jnp.array([0.3, -0.8])
+    of_gradient, of_any = (jacobian_of_score(conservative, x) for conservative in (True, False))
+    np.testing.assert_allclose(of_gradient[0, 1], of_gradient[1, 0], rtol=1e-12)
+    assert abs(of_any[0, 1] - of_any[1, 0]) > 0.1
+
+
+def test_a_conservative_models_output_is_the_gradient_of_half_the_product_with_x(x64):
+    """Of net(x) = A x it is (A + A^T) x / 2: a linear score that is one already stays as it is."""
+    a = jnp.array([[0.3, 1.0], [-0.5, 0.2]])
+    x, t = jnp.array([[0.3, -0.8], [1.5, 0.1]]), jnp.array([0.4, 0.9])
+    found = told(lambda x, *rest: x @ a.T, sdes.vp(), x, t, conservative=True)
+    np.testing.assert_allclose(found, x @ (a + a.T) / 2, rtol=1e-6)
 
 
 def recorded():
     """A model that answers with its parameters, the time, the label, and whether it was given keys."""
 
-    def predict(params, x, t, label=None, *, keys=None):
+    def predict(params, x, t, label=None, *, keys=None, augment=None):
         row = jnp.stack([params + 0 * t, t, label + 0.0, jnp.full_like(t, keys is not None)], 1)
         return Prediction(row, -row)
 

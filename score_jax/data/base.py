@@ -92,7 +92,8 @@ class DataSet(NamedTuple):
     """Three splits that share no example.
 
     Every choice is made on validation; only evaluation reads test.
-    `log_prob(x)`, where it is known, is the exact log density of continuous data in nats.
+    Where they are known, `log_prob(x)` is the exact log density of continuous data in nats, and
+    `noised_logp(x, alpha, sigma)` that of alpha x0 + sigma eps (see `exact`).
     """
 
     name: str
@@ -103,6 +104,7 @@ class DataSet(NamedTuple):
     n_classes: int = 0
     class_names: tuple[str, ...] = ()
     log_prob: Callable[[Array], Array] | None = None
+    noised_logp: Callable[[Array, Array, Array], Array] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -4,31 +4,33 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from score_jax import exact
 from score_jax.data.base import DataSet, Split
 
 _POINTS = 1  # keeps the streams of the points apart from those of the data's order
 
 
 class Toy(NamedTuple):
-    """sample(rng, n) -> points, labels or None; log_prob where it has a closed form."""
+    """sample(rng, n) -> points, labels or None; log_prob and noised_logp where they have a closed form."""
 
     sample: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray | None]]
     n_classes: int = 0
     log_prob: Callable[[Array], Array] | None = None
+    noised_logp: exact.NoisedLogp | None = None
 
 
 def toy2d(shape: str = "moons", n: int = 50_000, seed: int = 0) -> DataSet:
     """Points in the plane, continuous; validation and test are n // 10 points each.
 
     Args:
-      shape: "moons", "checkerboard", "spirals" or "gaussians" (eight on a circle). The second and
-        the last know their log density.
+      shape: "moons", "checkerboard", "spirals", "gaussians" (eight on a circle) or "unequal" (two of
+        mass 0.8 and 0.2, far apart). All but the first and the third know their log density, the last
+        two also that of noised points.
       n: number of training points.
       seed: of the points; the three splits are drawn from separate streams.
     """
@@ -43,7 +45,8 @@ def toy2d(shape: str = "moons", n: int = 50_000, seed: int = 0) -> DataSet:
         return Split(x.astype(np.float32), None if label is None else label.astype(np.int32))
 
     splits = split(0, n), split(1, n // 10), split(2, n // 10)
-    return DataSet(f"toy2d_{shape}", *splits, None, toy.n_classes, log_prob=toy.log_prob)
+    known = dict(log_prob=toy.log_prob, noised_logp=toy.noised_logp)
+    return DataSet(f"toy2d_{shape}", *splits, None, toy.n_classes, **known)
 
 
 def moons(noise: float = 0.08) -> Toy:
@@ -93,18 +96,32 @@ def spirals(turns: float = 1.5, noise: float = 0.04) -> Toy:
 def gaussians(radius: float = 1.5, std: float = 0.1) -> Toy:
     """Eight equal isotropic Gaussians, evenly spaced on a circle."""
     angle = np.arange(8) * (math.pi / 4)
-    means = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return _mixture(None, radius * np.stack([np.cos(angle), np.sin(angle)], axis=1), std)
+
+
+def unequal(distance: float = 3.0, std: float = 0.15) -> Toy:
+    """Two isotropic Gaussians of mass 0.8 and 0.2, with next to no density between them.
+
+    As in Song & Ermon 2019 (arXiv 1907.05600, section 3.2), whose distance is 14 standard deviations.
+    """
+    end = np.full(2, distance / math.sqrt(8))
+    return _mixture([0.8, 0.2], np.stack([end, -end]), std)
+
+
+def _mixture(weights: list[float] | None, means: np.ndarray, std: float) -> Toy:
+    n_components = len(means)
 
     def sample(rng, n):
-        label = rng.integers(8, size=n)
+        label = rng.choice(n_components, size=n, p=weights)
         return means[label] + std * rng.standard_normal((n, 2)), label
 
-    def log_prob(x: Float[Array | np.ndarray, "n 2"]) -> Float[Array, "n"]:
-        distance2 = jnp.sum((x[:, None] - means) ** 2, axis=-1)
-        log_each = -distance2 / (2 * std**2) - math.log(2 * math.pi * std**2)
-        return jax.nn.logsumexp(log_each, axis=1) - math.log(8)
+    # the mixture is not made before it is asked: that would start JAX when this module is imported
+    def noised_logp(x, alpha, sigma):
+        shares = np.full(n_components, 1 / n_components) if weights is None else weights
+        return exact.mixture(shares, means, std)(x, alpha, sigma)
 
-    return Toy(sample, 8, log_prob)
+    log_prob = lambda x: noised_logp(jnp.asarray(x), jnp.ones(()), jnp.zeros(()))
+    return Toy(sample, n_components, log_prob, noised_logp)
 
 
 SHAPES = {
@@ -112,4 +129,5 @@ SHAPES = {
     "checkerboard": checkerboard(),
     "spirals": spirals(),
     "gaussians": gaussians(),
+    "unequal": unequal(),
 }

@@ -1,0 +1,14 @@
+"""Two moons with a score that is the gradient of a network: conservative exactly, at every noise level.
+
+EXPECT
+
+python scripts/train.py --config=configs/energy_toy2d.py
+"""
+
+from configs import vp_toy2d
+
+
+def get_config():
+    return vp_toy2d.get_config(
+        model=dict(output="eps", conditioning="log_snr", conservative=True),
+    )

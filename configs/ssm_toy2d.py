@@ -1,0 +1,14 @@
+"""Two moons by sliced score matching at every noise level: no conditional score of x_t given x0 is used.
+
+Song et al. 2019, arXiv 1905.07088, with variance reduction. EXPECT
+
+python scripts/train.py --config=configs/ssm_toy2d.py
+"""
+
+from configs import vp_toy2d
+
+
+def get_config():
+    return vp_toy2d.get_config(
+        loss=dict(name="sliced_vr", grid="log_snr", weight="likelihood", n_projections=1),
+    )
