@@ -193,12 +193,13 @@ def _value(where: str, text: str, old: Any) -> Any:
         return text.lower() == "true"
     new = _literal(text)
     if isinstance(old, tuple):
-        if len(old) == 1 and isinstance(new, (int, float)):
+        if len(old) <= 1 and isinstance(new, (int, float)):
             new = (new,)
-        if not isinstance(new, tuple) or len(new) != len(old):
+        # one that is empty may get any number of values
+        if not isinstance(new, tuple) or (old and len(new) != len(old)):
+            how = f"have {len(old)} value{'s' * (len(old) != 1)}, as {old}" if old else "be as (1, 2)"
             raise ConfigError(
-                f"{where} is {text!r}; it must have {len(old)} value{'s' * (len(old) != 1)}, as {old}; "
-                "another number of them is for the config file to set"
+                f"{where} is {text!r}; it must {how}; another number of them is for the config file to set"
             )
     return new
 

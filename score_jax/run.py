@@ -237,7 +237,9 @@ def fit(folder: Path, experiment: Experiment, state: TrainState, checkpoints: Ch
         RunLog(folder),
         validate=validate,
         draw=save_picture,
-        snapshot=partial(snapshots.write, folder / "snapshots", options.ema_profiles),
+        snapshot=lambda step, averages: snapshots.write(
+            folder / "snapshots", step, options.ema_profiles, averages
+        ),
     )
 
 

@@ -160,6 +160,7 @@ DIGITS_OVERRIDES = {
     "nan in a tuple": ("train.ema=nan", "config.train.ema is nan", "finite"),
     "longer tuple": ("train.ema=0.9,0.8", "config.train.ema", "1 value,", "(0.99,)", "config file"),
     "shorter tuple": ("net.multipliers=(1,)", "config.net.multipliers", "2 values,", "(1, 2)"),
+    "text for an empty tuple": ("train.ema_profiles=a", "config.train.ema_profiles is 'a'", "(1, 2)"),
     "scalar for a tuple": ("net.multipliers=2", "config.net.multipliers is '2'", "2 values"),
     "text in a tuple": ("net.multipliers=1,b", "config.net.multipliers is '1,b'", "(1, 2)"),
     "fraction in a tuple of integers": ("net.multipliers=1,1.5", "multipliers is 1.5", "an integer"),
