@@ -277,7 +277,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
         "at least 0",
         lambda v: v >= 0,
         {"log_every", "eval_every", "sample_every", "save_every", "warmup", "clip", "weight_decay"}
-        | {"check_images", "snapshot_every", "ema_warmup", "level", "time_bins"}
+        | {"check_images", "skip_nan", "snapshot_every", "ema_warmup", "level", "time_bins"}
         | {"noise", "pad", "resident_gib", "workers", "cosine.s", "n_test"}
         | {"churn", "s_min", "s_noise"},
     ),

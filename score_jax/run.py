@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -122,8 +123,7 @@ def saved_steps(folder: Path) -> list[int]:
       FileNotFoundError: the run has no checkpoint.
     """
     saved = folder / "checkpoints"
-    # one that is being written has a longer name
-    steps = sorted(int(path.name) for path in saved.glob("*") if path.name.isdecimal())
+    steps = Checkpoints(saved).steps()
     if not steps:
         raise FileNotFoundError(
             f"no checkpoint in {saved}; train the run first: scripts/train.py --workdir={folder}"
@@ -193,11 +193,14 @@ def train_step(experiment: Experiment, axis_name: str | None = None) -> Callable
         options.accumulate,
         ema_warmup=options.ema_warmup,
         ema_profiles=options.ema_profiles,
+        skip_broken=options.skip_nan > 0,
     )
 
 
-def fit(folder: Path, experiment: Experiment, state: TrainState, checkpoints: Checkpoints) -> bool:
-    """Trains from a state to the end of the run; False if a signal stopped it (`train.fit`)."""
+def fit(
+    folder: Path, experiment: Experiment, state: TrainState, checkpoints: Checkpoints
+) -> signal.Signals | None:
+    """Trains from a state to the end of the run; the signal that stopped it, or None (`train.fit`)."""
     data, options = experiment.data, experiment.train
     step_fn = train_step(experiment, parallel.AXIS)
     n = min(options.eval_images, len(data.validation.x))

@@ -1,20 +1,23 @@
 """What a run writes as it goes: a progress display, metrics.jsonl, timings.jsonl, TensorBoard.
 
 metrics.jsonl holds only what the run computes, so that a resumed run writes the bytes of an
-uninterrupted one; how long it took lies beside it in timings.jsonl.
+uninterrupted one; how long it took lies beside it in timings.jsonl. A file that cannot be written,
+as on a full disk, is a `files.WriteError` in the call that wrote to it.
 """
 
 import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
-from score_jax.files import write_text
+from score_jax import files
+from score_jax.board import Board
 
 
 class RunLog:
@@ -23,21 +26,27 @@ class RunLog:
     def __init__(self, workdir: Path):
         self._metrics = workdir / "metrics.jsonl"
         self._timings = workdir / "timings.jsonl"
+        self._skipped = workdir / "skipped.jsonl"
         self._board_folder = workdir / "tensorboard"
 
     @contextlib.contextmanager
-    def running(self, start: int, steps: int, batch_size: int):
-        """Opens the log at step `start`; rows that an earlier process wrote after it are dropped."""
-        _drop_after(self._metrics, start)
-        self._board = SummaryWriter(str(self._board_folder), purge_step=start + 1)
+    def running(self, start: int, steps: int, batch_size: int, rows: int | None = None):
+        """Opens the log at step `start`; rows that an earlier process wrote after it are dropped.
+
+        Args:
+          rows: how many there were (`rows`) when the state of step `start` was saved, or None for all
+            up to that step.
+        """
+        until_start = lambda row: row["step"] <= start
+        self.rows = _cut(self._metrics, until_start, rows)
+        self.skipped = _cut(self._skipped, until_start)
+        _cut(self._timings, lambda row: True)
+        self._board = Board(self._board_folder, start)
         self._batch_size, self._steps = batch_size, steps
         self._last = (start, time.perf_counter())
         self._display = _Bar(start, steps) if sys.stdout.isatty() else _Lines(steps)
-        try:
-            with self._display:
-                yield self
-        finally:
-            self._board.close()
+        with self._display:
+            yield self
 
     def train(self, step: int, metrics: dict[str, float]):
         """Means of the training metrics since the last call."""
@@ -51,7 +60,7 @@ class RunLog:
             "examples_per_second": rate * self._batch_size,
         }
         _append(self._timings, timing)
-        self._board.add_scalar("examples_per_second", timing["examples_per_second"], step)
+        self._board.add(step, {"examples_per_second": timing["examples_per_second"]})
         self._display.show(
             step, metrics["loss"], timing["examples_per_second"], (self._steps - step) / rate
         )
@@ -61,14 +70,27 @@ class RunLog:
         self._write(step, metrics)
         self._display.say(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
+    def skip(self, step: int, why: str, indices: np.ndarray):
+        """A step whose update was left out, and the examples of its batch; `skipped` counts them."""
+        _append(self._skipped, {"step": step, "why": why, "indices": indices.tolist()})
+        self.skipped += 1
+        self._display.say(f"step {step} is skipped: {why}")
+
     def restart_clock(self, step: int):
         """What was done since the last row of `train` is not counted as training."""
         self._last = (step, time.perf_counter())
 
     def _write(self, step: int, metrics: dict[str, float]):
         _append(self._metrics, {"step": step, **{k: float(v) for k, v in metrics.items()}})
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        self.rows += 1
+        self._board.add(step, metrics)
+
+    def sync(self):
+        """Returns when the rows so far are on the disk; may be called from another thread."""
+        for path in (self._metrics, self._skipped):
+            if path.exists():
+                files.sync(path)
+        files.sync(self._metrics.parent)
 
 
 class _Bar(Progress):
@@ -109,20 +131,24 @@ class _Lines(contextlib.nullcontext):
 
 
 def _append(path: Path, row: dict):
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    files.append(path, (json.dumps(row) + "\n").encode())
 
 
-def _drop_after(path: Path, step: int):
-    """Rewrites the rows up to `step`; a line cut short by a crash, and what follows it, goes too."""
+def _cut(path: Path, holds: Callable[[dict], bool], most: int | None = None) -> int:
+    """Rewrites the rows for which `holds`, up to the first that is none; returns how many.
+
+    A line cut short by a crash, and what follows it, goes too.
+    """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines(keepends=True):
+        return 0
+    text, kept = path.read_text(errors="replace"), []
+    for line in text.splitlines(keepends=True)[:most]:
         try:
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
+            if not line.endswith("\n") or not holds(json.loads(line)):
                 break
         except (ValueError, TypeError, KeyError):
             break
         kept.append(line)
-    write_text(path, "".join(kept))
+    if "".join(kept) != text:
+        files.write_text(path, "".join(kept))
+    return len(kept)

@@ -145,12 +145,14 @@ def make_train_step(
     *,
     ema_warmup: float = 10.0,
     ema_profiles: tuple[float, ...] = (),
+    skip_broken: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """step(state, resident, indices, key) -> state, metrics, a pure function; gradients are averaged over axis_name.
 
     So are metrics and the loss's state, whose integers must be the same on all devices. The moving
     averages are those of `ema.update`. `accumulate` is the number of parts (`loss_and_grad`) that a
-    device takes its batch in.
+    device takes its batch in. With `skip_broken`, a step with a metric that is not finite changes
+    nothing but the number of the step.
     """
     grad_fn = loss_and_grad(loss_fn, accumulate)
 
@@ -169,9 +171,19 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         emas = ema.update(state.emas, params, state.step, ema_rates, ema_warmup, ema_profiles)
         metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
-        return TrainState(state.step + 1, params, emas, opt_state, loss_state), metrics
+        new = TrainState(state.step + 1, params, emas, opt_state, loss_state)
+        return _unless_broken(metrics, new, state) if skip_broken else new, metrics
 
     return step_fn
+
+
+def _unless_broken(metrics: dict[str, Array], new: TrainState, old: TrainState) -> TrainState:
+    """The new state, or the old one with the new step if a metric is not finite."""
+    # on every device alike: metrics are means over all. Selected, as in `cond` the compiler for the
+    # CPU makes the gradient of a convolution slow (jax issue 12868)
+    ok = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()
+    kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+    return kept._replace(step=new.step)
 
 
 class Options(NamedTuple):
@@ -203,6 +215,8 @@ class Options(NamedTuple):
       resident_gib: a training split up to this size, in GiB, is kept on each device; a larger one
         is streamed.
       workers: processes that read a streamed split.
+      skip_nan: how many steps of the run may have a loss or a gradient that is not finite: each is
+        left out and its examples noted in skipped.jsonl; the next one stops the run.
     """
 
     steps: int = 100_000
@@ -226,6 +240,7 @@ class Options(NamedTuple):
     accumulate: int = 1
     resident_gib: float = 1.0
     workers: int = 2
+    skip_nan: int = 0
 
 
 def fit(
@@ -241,8 +256,11 @@ def fit(
     validate: Callable[[Params], dict[str, float]],
     draw: Callable[[Params, int], None],
     snapshot: Callable[[int, tuple[Params, ...]], None] = lambda step, averages: None,
-) -> bool:
-    """Trains from the given state to the last step and returns True, or False if a signal asked it to stop.
+) -> signal.Signals | None:
+    """Trains from the given state to the last step; returns None, or the signal that asked it to stop.
+
+    A signal stops it after the step that is being taken, or at once in a validation or a picture:
+    the state is saved, and what was due at its step is the first thing that the resumed run does.
 
     Args:
       step_fn: from `make_train_step` with axis name `parallel.AXIS`, unmapped.
@@ -254,18 +272,48 @@ def fit(
     Raises:
       FloatingPointError: the loss or its gradient is not finite; names the step and the last
         checkpoint.
+      WriteError: a checkpoint, the log or a picture cannot be written.
     """
     start = int(state.step)
     step_fn = parallel.train_step(step_fn)
     state = parallel.replicate(state)
-    logged = checkpoints.unlogged(start)  # metrics since the last logged row, as floats
+    notes = checkpoints.notes(start)
+    logged = notes.get("unlogged", [])  # metrics since the last logged row, as floats
     pending = []  # metrics still on the device: reading one waits for its step
 
-    stopping = False
-    running = log.running(start, options.steps, options.batch_size)
+    def events(step, owed):
+        """Does what is due after a step; what is left of it if a signal ends that."""
+        left = list(owed)
+        try:
+            while left:
+                averaged = parallel.unreplicate(state.averaged())
+                if left[0] == "validation":
+                    log.validation(step, stop.at_once(validate, averaged))
+                else:
+                    stop.at_once(draw, averaged, step)
+                del left[0]
+        except _Stop:
+            pass
+        if owed:
+            log.restart_clock(step)
+        return left
+
+    def skip(step, why):
+        """Notes a step that was left out; False if none more may be."""
+        if log.skipped >= options.skip_nan:
+            return False
+        log.skip(step, why, batch_indices(seed, step - 1, len(data.x), options.batch_size))
+        return True
+
+    running = log.running(start, options.steps, options.batch_size, notes.get("rows"))
     # leaving waits for saves under way, also when a step or a validation fails
     feed = contextlib.closing(_feed(data, seed, start, options))
-    with checkpoints, running, _StopSignals() as stop, feed as batches:
+    with _StopSignals() as stop, checkpoints, running, feed as batches:
+        if notes.get("owed"):  # by a run that a signal stopped
+            if events(start, notes["owed"]):
+                return stop.asked
+            log.sync()
+            checkpoints.change_notes(start, owed=[], rows=log.rows)
         for step, (resident, indices) in enumerate(batches, start + 1):
             state, metrics = step_fn(state, resident, indices, key)
             pending.append(metrics)
@@ -286,27 +334,35 @@ def fit(
                 step, options.snapshot_every, options.steps
             )
             if logging or validating or drawing or saving or snapshotting or stopping:
-                logged += _finite(jax.device_get(parallel.unreplicate(pending)), step, checkpoints)
+                checkpoints.check()
+                rows = jax.device_get(parallel.unreplicate(pending))
+                logged += _finite(rows, step, skip, checkpoints)
                 pending = []
-            if logging:
+            if logging and logged:  # none if all were skipped
                 log.train(
                     step, {name: np.mean([row[name] for row in logged]) for name in logged[0]}
                 )
                 logged = []
-            if validating:
-                log.validation(step, validate(parallel.unreplicate(state.averaged())))
-            if drawing:
-                draw(parallel.unreplicate(state.averaged()), step)
             if snapshotting:
                 # before the step's checkpoint: what a resumed run does not take again is on disk
                 snapshot(step, parallel.unreplicate(state.emas[len(options.ema) :]))
-            if validating or drawing or snapshotting:
                 log.restart_clock(step)
-            if saving or stopping:
-                checkpoints.save(step, parallel.unreplicate(state), logged)
-            if stopping:
-                break
-    return not stopping
+            owed = ["validation"] * validating + ["picture"] * drawing
+            if not stopping:
+                owed = events(step, owed)
+            if saving or stopping or owed:
+                # the rows so far are on the disk before the checkpoint that they belong to counts
+                checkpoints.save(
+                    step,
+                    parallel.unreplicate(state),
+                    logged,
+                    first=log.sync,
+                    owed=owed,
+                    rows=log.rows,
+                )
+            if stopping or owed:
+                return stop.asked if owed or step < options.steps else None
+    return None
 
 
 def _feed(data: Split, seed: int, start: int, options: Options) -> Iterator[tuple[Split, Array]]:
@@ -315,6 +371,8 @@ def _feed(data: Split, seed: int, start: int, options: Options) -> Iterator[tupl
     Resident is the whole split, moved to the devices once, or the rows of this step alone.
     """
     n = options.batch_size
+    if start == options.steps:  # nothing but what a stopped run left to do
+        return
     if data.x.nbytes <= options.resident_gib * 2**30:
         resident = parallel.replicate(Split(np.asarray(data.x), data.label))
         for step in range(start, options.steps):
@@ -330,38 +388,54 @@ def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _finite(rows: list[dict], step: int, checkpoints: Checkpoints) -> list[dict[str, float]]:
-    """The rows of the steps up to `step` as floats."""
+def _finite(
+    rows: list[dict], step: int, skip: Callable[[int, str], bool], checkpoints: Checkpoints
+) -> list[dict[str, float]]:
+    """The rows of the steps up to `step` as floats, without those that are skipped."""
     rows = [{name: float(value) for name, value in row.items()} for row in rows]
-    for i, row in enumerate(rows):
+    good = []
+    for at, row in enumerate(rows, step - len(rows) + 1):
         broken = [name for name, value in row.items() if not np.isfinite(value)]
-        if broken:
+        if not broken:
+            good.append(row)
+        elif not skip(at, f"{broken[0]} is {row[broken[0]]}"):
             checkpoints.wait()
-            last = checkpoints.latest()
-            kept = (
-                "no checkpoint was saved yet"
-                if last is None
-                else f"the last good checkpoint is of step {last}"
-            )
             raise FloatingPointError(
-                f"{broken[0]} is {row[broken[0]]} at step {step - len(rows) + 1 + i}; {kept} in "
-                f"{checkpoints.folder}; lower config.optim.lr or config.optim.clip, in another "
-                "--workdir or with --allow_config_change"
+                f"{broken[0]} is {row[broken[0]]} at step {at}; {checkpoints.kept()}; lower "
+                "config.optim.lr or config.optim.clip, in another --workdir or with "
+                "--allow_config_change"
             )
-    return rows
+    return good
+
+
+class _Stop(BaseException):
+    """A signal asked to stop in what may be left unfinished; no handler of Exception is to take it."""
 
 
 class _StopSignals:
     """While active, SIGINT and SIGTERM set `asked` instead of ending the process; a second one ends it."""
 
     def __enter__(self):
-        self.asked = False
+        self.asked: signal.Signals | None = None
+        self._leave = False
         self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
+    def at_once(self, fn: Callable, *args) -> Any:
+        """fn(*args), in which a signal raises `_Stop`; so does one that came before."""
+        self._leave = True
+        try:
+            if self.asked:
+                raise _Stop
+            return fn(*args)
+        finally:
+            self._leave = False
+
     def _ask(self, signum, frame):
-        self.asked = True
+        self.asked = signal.Signals(signum)
         self._restore()
+        if self._leave:
+            raise _Stop
 
     def _restore(self):
         for signum, handler in self._previous.items():

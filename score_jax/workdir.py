@@ -1,16 +1,20 @@
 """A run's folder: the resolved config, what made it, and the checkpoints beside it.
 
-config.json  run.json  checkpoints/  metrics.jsonl  timings.jsonl  tensorboard/  samples/  eval/
+config.json  run.json  checkpoints/  metrics.jsonl  timings.jsonl  tensorboard/  samples/  eval/  lock
 """
 
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from score_jax.files import write_text
 
@@ -35,8 +39,8 @@ def claim(
       data: the data's `fingerprint`.
       complete: gives the config of an older version the options that it has not.
     Raises:
-      ValueError: the folder holds a run of another config, and names the first difference; or of
-        other data; or it cannot be written.
+      ValueError: the folder holds a run of another config, and lists the differences; or of other
+        data; or it cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -50,13 +54,16 @@ def claim(
         old = complete(_tuples(_read(path)))
         old, new = _flat(json.loads(json.dumps(old))), _flat(json.loads(json.dumps(config)))
         keys = sorted((old.keys() | new.keys()) - FREE)
-        changed = [key for key in keys if old.get(key) != new.get(key)]
+        say = lambda flat, key: repr(flat[key]) if key in flat else "absent"
+        changed = [
+            f"config.{key} = {say(old, key)}, not {say(new, key)}"
+            for key in keys
+            if key not in old or key not in new or old[key] != new[key]
+        ]
         if changed:
-            key = changed[0]
-            more = f" ({len(changed)} options differ)" if len(changed) > 1 else ""
             raise ValueError(
-                f"{workdir} holds a run with config.{key} = {old.get(key)!r}, not {new.get(key)!r}{more}; "
-                "give another --workdir, or --allow_config_change to go on with the new config"
+                f"{workdir} holds a run with {'; '.join(changed)}; give another --workdir, or "
+                "--allow_config_change to go on with the new config"
             )
         made = _read(workdir / "run.json") if (workdir / "run.json").exists() else {}
         if made.get("data", data) != data:
@@ -80,6 +87,36 @@ def record(workdir: Path, config: dict, data: str):
     }
     write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
     write_text(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def lock(workdir: Path) -> TextIO:
+    """Takes a claimed folder for this process, until the file returned is closed or the process ends.
+
+    However it ends: the lock is the operating system's (flock). Only who trains needs it; anyone
+    may read the run. On a file system without locks, one line on stderr says so.
+
+    Raises:
+      ValueError: another process trains in the folder.
+    """
+    file = (workdir / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(
+            f"{workdir} is in use: {holder} trains in it; wait for it, or give another --workdir"
+        ) from error
+    except OSError as error:
+        print(
+            f"{workdir} cannot be locked: {error.strerror}; let no other process train in it",
+            file=sys.stderr,
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def load_config(workdir: Path) -> dict:

@@ -19,6 +19,7 @@ from absl import flags
 
 from score_jax import bits, build, cli, files, run
 from score_jax.build import ConfigError
+from score_jax.checkpoint import Checkpoints
 from score_jax.data import base
 from score_jax.data.fingerprint import fingerprint
 
@@ -41,11 +42,11 @@ EMA = flags.DEFINE_string(
 FREE = "batch_size", "check_images"
 
 
-def chosen_steps(folder: Path) -> list[int]:
+def chosen_steps(folder: Path, checkpoints: Checkpoints) -> list[int]:
     """The steps that --steps names."""
     saved = run.saved_steps(folder)
     if STEPS.value in (None, "all"):
-        return saved if STEPS.value else saved[-1:]
+        return saved if STEPS.value else [checkpoints.latest()]
     for word in STEPS.value.split(","):
         if not word.isdecimal() or int(word) not in saved:
             choices = ", ".join(map(str, saved))
@@ -67,8 +68,9 @@ def main(overrides: list[str]) -> int:
         split = base.take(split, np.arange(N.value or size))
         if experiment.no_bits:
             raise ConfigError(f"--metric=bpd: {experiment.no_bits}")
-        steps, weights = chosen_steps(folder), run.weights(folder, experiment, EMA.value)
         checkpoints = run.checkpoints_of(folder, experiment)
+        steps = chosen_steps(folder, checkpoints)
+        weights = run.weights(folder, experiment, EMA.value)
         states = {step: run.start_state(experiment, checkpoints, step) for step in steps[:1]}
         (folder / "eval").mkdir(exist_ok=True)
 

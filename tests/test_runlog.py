@@ -4,11 +4,16 @@ import contextlib
 import io
 import json
 import re
+import struct
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
 
-from score_jax import runlog
+from score_jax import files, runlog
 from score_jax.runlog import RunLog
 
 
@@ -123,3 +128,99 @@ def test_a_run_from_the_start_empties_the_log_of_one_that_saved_nothing(tmp_path
     (tmp_path / "metrics.jsonl").write_text(GOOD)
     with RunLog(tmp_path).running(0, 25, 10):
         assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_rows_after_those_that_a_checkpoint_counted_go_also_if_they_are_of_its_step(tmp_path):
+    """The process that saved step 5 was then killed in, or after, the validation of step 5."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(GOOD)
+    with RunLog(tmp_path).running(5, 25, 10, rows=2) as log:
+        assert path.read_text() == GOOD[: GOOD.index('{"step": 5, "val')] and log.rows == 2
+        log.validation(5, {"val_loss": 0.75})
+        assert log.rows == 3
+    assert path.read_text() == GOOD
+    # without a count, all rows up to the step are its own
+    with RunLog(tmp_path).running(5, 25, 10) as log:
+        assert path.read_text() == GOOD and log.rows == 3
+
+
+def test_skipped_steps_are_kept_with_their_examples_and_counted_when_a_run_goes_on(
+    tmp_path, capsys
+):
+    with RunLog(tmp_path).running(0, 25, 10) as log:
+        log.skip(3, "loss is nan", np.array([4, 1]))
+        log.skip(8, "grad_norm is inf", np.array([0, 2]))
+        assert log.skipped == 2
+    assert rows(tmp_path / "skipped.jsonl") == [
+        {"step": 3, "why": "loss is nan", "indices": [4, 1]},
+        {"step": 8, "why": "grad_norm is inf", "indices": [0, 2]},
+    ]
+    assert "step 3 is skipped: loss is nan" in capsys.readouterr().out.splitlines()
+    with RunLog(tmp_path).running(5, 25, 10) as log:
+        assert log.skipped == 1
+    assert [row["step"] for row in rows(tmp_path / "skipped.jsonl")] == [3]
+
+
+def test_a_timing_that_was_cut_short_goes_and_those_of_earlier_processes_stay(tmp_path):
+    path = tmp_path / "timings.jsonl"
+    path.write_text('{"step": 9, "seconds": 2.0}\n{"step": 13, "sec')
+    with RunLog(tmp_path).running(5, 25, 10):
+        assert path.read_text() == '{"step": 9, "seconds": 2.0}\n'
+
+
+def events(path):
+    """The events of a file of TFRecords, whose checksums must be right."""
+    data, found = path.read_bytes(), []
+    while data:
+        length = struct.unpack("<Q", data[:8])[0]
+        parts = data[:8], data[12 : 12 + length]
+        checksums = data[8:12], data[12 + length : 16 + length]
+        assert [struct.pack("<I", masked_crc32c(part)) for part in parts] == list(checksums)
+        found.append(event_pb2.Event.FromString(parts[1]))
+        data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_gets_the_scalars_at_once_and_forgets_what_came_after_the_start(
+    clock, tmp_path, capsys
+):
+    log_two_windows(tmp_path, clock)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    assert path.name.startswith("events.out.tfevents.")
+    version, begin, *rest = events(path)
+    assert version.file_version == "brain.Event:2"
+    # what earlier files have from this step on is not shown
+    assert begin.step == 6 and begin.session_log.status == event_pb2.SessionLog.START
+    found = [
+        (event.step, value.tag, value.simple_value)
+        for event in rest
+        for value in event.summary.value
+    ]
+    assert found == [
+        (9, "loss", 0.5),
+        (9, "grad_norm", 3.0),
+        (9, "examples_per_second", 20.0),
+        (9, "val_loss", 0.25),
+        (13, "loss", 0.125),
+        (13, "grad_norm", 2.0),
+        (13, "examples_per_second", 40.0),
+    ]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timings.jsonl", "tensorboard"])
+def test_a_full_disk_is_an_error_that_names_the_file_wherever_it_is_met(
+    name, tmp_path, monkeypatch, capsys
+):
+    """Writing to the file in question is writing to the device /dev/full."""
+    original = files.append
+    full = lambda path: name in str(path.relative_to(tmp_path))
+
+    def append(path, data):
+        with files.naming(path):
+            original(Path("/dev/full") if full(path) else path, data)
+
+    log = RunLog(tmp_path)
+    with log.running(0, 25, 10):
+        monkeypatch.setattr(files, "append", append)
+        with pytest.raises(files.WriteError, match="No space left on device"):
+            log.train(5, {"loss": 0.5})

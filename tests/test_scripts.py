@@ -287,7 +287,7 @@ def stopped(home):
                 break
         process.send_signal(signal.SIGTERM)
         rest, err = process.communicate(timeout=300)
-        assert process.returncode == 130, err
+        assert process.returncode == 75, err
         assert "Traceback" not in err
         last = "runs/stopped: stopped and saved; the same command goes on from there\n"
         assert rest.endswith(last)

@@ -49,8 +49,8 @@ def fit(folder, experiment, **options):
     experiment = experiment._replace(train=experiment.train._replace(**options))
     folder.mkdir(exist_ok=True)
     checkpoints = run.checkpoints_of(folder, experiment)
-    finished = run.fit(folder, experiment, run.start_state(experiment, checkpoints), checkpoints)
-    return finished, run.start_state(experiment, checkpoints)
+    stopped = run.fit(folder, experiment, run.start_state(experiment, checkpoints), checkpoints)
+    return stopped, run.start_state(experiment, checkpoints)
 
 
 def assert_same_bytes(a, b):
@@ -62,21 +62,21 @@ def uninterrupted(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     # training never reads the test split
     hidden = tiny._replace(data=tiny.data._replace(test=Split(tiny.data.test.x[:0], None)))
-    finished, state = fit(folder, hidden)
-    assert finished and int(state.step) == 10
+    stopped, state = fit(folder, hidden)
+    assert stopped is None and int(state.step) == 10
     return SimpleNamespace(folder=folder, state=state)
 
 
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bitwise(tiny, uninterrupted, tmp_path):
 
     # stopped where nothing else saves, in the middle of a logging window
-    finished, state = fit_and_stop(tmp_path / "run", tiny, after=6)
-    assert not finished and int(state.step) == 6
+    stopped, state = fit_and_stop(tmp_path / "run", tiny, after=6)
+    assert stopped == signal.SIGTERM and int(state.step) == 6
     # rows that a killed process left behind the last save must go
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 8, "loss": 1.0}) + "\n" + '{"step": 9, "lo')
-    finished, state = fit(tmp_path / "run", tiny)
-    assert finished
+    stopped, state = fit(tmp_path / "run", tiny)
+    assert stopped is None
     assert_same_bytes(state, uninterrupted.state)
     metrics = [folder / "metrics.jsonl" for folder in (tmp_path / "run", uninterrupted.folder)]
     assert metrics[0].read_bytes() == metrics[1].read_bytes()

@@ -1,12 +1,17 @@
 """A run's folder: whose it is, and what is written beside the checkpoints."""
 
+import errno
 import importlib.metadata
 import json
+import os
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from score_jax import workdir
+from score_jax import files, workdir
 
 CONFIG = dict(seed=3, optim=dict(lr=1e-3, clip=1.0), eval=dict(n_steps=None), net=dict(ema=(0.9,)))
 
@@ -36,21 +41,24 @@ def test_the_same_config_claims_its_folder_again(folder):
     workdir.claim(folder, CONFIG, DATA)
 
 
-def test_another_config_is_refused_by_the_option_that_differs(folder):
+def test_another_config_is_refused_with_every_option_that_differs(folder):
     before = {path.name: path.read_text() for path in folder.iterdir()}
     with pytest.raises(ValueError, match="config.optim.lr = 0.001, not 0.5; .*allow_config_change"):
         workdir.claim(folder, changed(lr=0.5), DATA)
-    with pytest.raises(ValueError, match="config.optim.clip = 1.0, not 2.0 .2 options differ"):
-        workdir.claim(folder, changed(lr=0.5, clip=2.0), DATA)
-    with pytest.raises(ValueError, match="config.optim.b1 = None, not 0.9"):
-        workdir.claim(folder, changed(b1=0.9), DATA)
+    with pytest.raises(ValueError) as error:
+        workdir.claim(folder, changed(lr=0.5, clip=2.0, b1=None) | dict(net={}, seed=4), DATA)
+    assert str(error.value) == (
+        f"{folder} holds a run with config.net.ema = [0.9], not absent; config.optim.b1 = absent, not "
+        "None; config.optim.clip = 1.0, not 2.0; config.optim.lr = 0.001, not 0.5; config.seed = 3, "
+        "not 4; give another --workdir, or --allow_config_change to go on with the new config"
+    )
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
 
 
 def test_the_run_goes_on_where_the_data_have_moved_and_with_other_workers(folder):
     moved = CONFIG | dict(data=dict(path="elsewhere", workers=0), train=dict(resident_gib=0.0))
     workdir.claim(folder, moved, DATA)
-    with pytest.raises(ValueError, match="config.train.steps = None, not 7;"):
+    with pytest.raises(ValueError, match="config.train.steps = absent, not 7;"):
         workdir.claim(folder, moved | dict(train=dict(steps=7)), DATA)
 
 
@@ -86,6 +94,87 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path):
     assert path.read_text() == "old"
     workdir.write_text(path, "new")
     assert path.read_text() == "new"
+
+
+def test_a_write_that_the_disk_refuses_names_the_file_and_leaves_no_part_of_it(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "config.json"
+    workdir.write_text(path, "old")
+    monkeypatch.setattr(files.os, "fsync", refuse(errno.ENOSPC))
+    with pytest.raises(files.WriteError) as error:
+        workdir.write_text(path, "new")
+    assert str(error.value) == f"cannot write {path}: No space left on device"
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["config.json"]
+
+
+def refuse(code):
+    def fn(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    return fn
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_error_and_a_file_is(tmp_path, monkeypatch):
+    """As on some network file systems."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(files.os, "fsync", refuse(errno.EINVAL))
+    files.sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        files.sync(tmp_path / "file")
+    monkeypatch.setattr(files.os, "fsync", refuse(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        files.sync(tmp_path)
+
+
+def test_a_disk_without_room_is_named_by_what_is_appended_to_it():
+    """The device /dev/full is one."""
+    with pytest.raises(files.WriteError, match="cannot write /dev/full: No space left on device"):
+        files.append(Path("/dev/full"), b"row")
+
+
+def test_a_read_only_folder_is_refused_in_one_line(tmp_path, monkeypatch):
+    """The superuser may write anywhere but on a file system that is mounted so: what it answers is made up."""
+    monkeypatch.setattr(workdir.tempfile, "TemporaryFile", refuse(errno.EROFS))
+    with pytest.raises(ValueError) as error:
+        workdir.claim(tmp_path, CONFIG, DATA)
+    assert str(error.value) == (
+        f"cannot write in {tmp_path}: Read-only file system; give another --workdir"
+    )
+
+
+HOLD = """
+import pathlib, sys, time
+from score_jax import workdir
+lock = workdir.lock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends_however_it_does(folder):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError) as error:
+        workdir.lock(folder)
+    assert str(error.value) == (
+        f"{folder} is in use: process {holder.pid} on {socket.gethostname()} trains in it; wait for "
+        "it, or give another --workdir"
+    )
+    holder.kill()
+    holder.communicate()
+    with workdir.lock(folder), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
+        workdir.lock(folder)
+    workdir.lock(folder).close()
+
+
+def test_a_file_system_without_locks_is_said_and_no_obstacle(folder, monkeypatch, capsys):
+    monkeypatch.setattr(workdir.fcntl, "flock", refuse(errno.ENOLCK))
+    workdir.lock(folder).close()
+    err = capsys.readouterr().err
+    assert (
+        err == f"{folder} cannot be locked: No locks available; let no other process train in it\n"
+    )
 
 
 def test_a_folder_without_a_run_is_answered_with_how_to_make_one(tmp_path):
