@@ -197,7 +197,9 @@ def _value(where: str, text: str, old: Any) -> Any:
             new = (new,)
         # one that is empty may get any number of values
         if not isinstance(new, tuple) or (old and len(new) != len(old)):
-            how = f"have {len(old)} value{'s' * (len(old) != 1)}, as {old}" if old else "be as (1, 2)"
+            how = (
+                f"have {len(old)} value{'s' * (len(old) != 1)}, as {old}" if old else "be as (1, 2)"
+            )
             raise ConfigError(
                 f"{where} is {text!r}; it must {how}; another number of them is for the config file to set"
             )
