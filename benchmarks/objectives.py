@@ -10,6 +10,7 @@ measured again. Rows differ by `config.loss` and the few sections that an object
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from score_jax.files import write_text
 
 LEVEL = math.exp(-0.5 * LOG_SNRS[1])  # sigma / alpha, of those that train at one noise level
 SAMPLE_STEPS = (2, 64)
+SEEDS = {"toy": 3, "digits": 1}
 N_TEST = 2000  # points of the toy, and samples
 QUICK = dict(steps=20, n=200)
 
@@ -75,8 +77,10 @@ OBJECTIVES = {
     "min_snr": Objective("min-SNR", _loss("min_snr")),
     "soft_min_snr": Objective("soft min-SNR", _loss("soft_min_snr")),
     "sigmoid": Objective("sigmoid weighting", _loss("sigmoid")),
-    "vdm": Objective("VDM's bound, the schedule fixed", _loss("vdm", grid="log_snr")),
-    "vdm_learned": Objective("VDM's bound, the schedule learned", _loss("vdm") | _LEARNED),
+    "vdm": Objective("VDM's bound, the schedule fixed", _loss("vdm")),
+    "vdm_learned": Objective(
+        "VDM's bound, the schedule learned", _loss("vdm", grid="uniform") | _LEARNED
+    ),
     "flow_matching": Objective("flow matching, linear path", _loss("flow_matching") | _LINEAR),
     "flow_cosine": Objective(
         "flow matching, cosine path", _loss("flow_matching") | dict(sde=dict(name="cosine"))
@@ -147,13 +151,15 @@ _COMMON = dict(
 )
 
 
-def config_of(data: str, sections: Config, steps: int | None = None) -> Config:
+def config_of(data: str, sections: Config, steps: int | None = None, seed: int = 0) -> Config:
     """The resolved config of an objective's sections on a data set.
 
     Raises:
       build.ConfigError: they do not go together.
     """
-    merged = _COMMON | BASE[data] | {k: v for k, v in sections.items() if k != "train"}
+    merged = (
+        {"seed": seed} | _COMMON | BASE[data] | {k: v for k, v in sections.items() if k != "train"}
+    )
     merged["train"] = merged["train"] | sections.get("train", {})
     if steps is not None:
         merged["train"] = merged["train"] | dict(steps=steps)
@@ -206,17 +212,33 @@ def kept(path: Path, made_for: Any, measure) -> dict[str, Any]:
 
 
 def rows_of(data: str, chosen: dict[str, Objective], folder: Path, steps: int | None, n: int):
-    """Name -> row, of those of the chosen that are for this data set."""
-    rows = {}
-    for name, objective in chosen.items():
-        if data not in objective.data:
-            continue
-        config = config_of(data, objective.sections, steps)
+    """Name -> row (`median`), of those of the chosen that are for this data set."""
+    rows = {name: [] for name, objective in chosen.items() if data in objective.data}
+    for seed, name in itertools.product(range(SEEDS[data]), rows):
+        objective = chosen[name]
+        config = config_of(data, objective.sections, steps, seed)
         measure = lambda o=objective, c=config: row_of(data, o, c, n)
-        rows[name] = kept(folder / f"{data}_{name}.json", [config, n], measure)
-        print(f"{data} {name}: " + json.dumps(rows[name]), flush=True)
+        rows[name].append(kept(folder / f"{data}_{name}_{seed}.json", [config, n], measure))
+        print(f"{data} {name} {seed}: " + json.dumps(rows[name][-1]), flush=True)
         jax.clear_caches()  # the programs of one row are of no use to the next
-    return rows
+    return {name: median(each) for name, each in rows.items()}
+
+
+def median(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row for several seeds: medians, and for the error of a mean half the range of the means.
+
+    The row itself, if there is one seed. "seconds" add up.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    found = {}
+    for key in rows[0]:
+        values = np.array([row[key] for row in rows])
+        middle = np.median(values, axis=0)
+        if key in ("nll", "above", "score"):  # pairs of a mean and its error
+            middle[..., 1] = 0.5 * np.ptp(values[..., 0], axis=0)
+        found[key] = middle.tolist()
+    return found | {"seconds": sum(row["seconds"] for row in rows)}
 
 
 def low_density_of(folder: Path, steps: int | None, n: int):
@@ -282,6 +304,7 @@ def main(argv: list[str]):
         sample_steps=SAMPLE_STEPS,
         n=n,
         command=" ".join(["python benchmarks/objectives.py", *argv]),
+        seeds=SEEDS,
         cores=os.cpu_count(),
         jax=jax.__version__,
         picture="objectives.png",

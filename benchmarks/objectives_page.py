@@ -16,8 +16,7 @@ PAGE = """# Which objective
 Written by `{command}` in {minutes:.0f} minutes on {cores} CPU cores, jax {jax}. One small network, one
 data set, one batch size, one number of optimiser steps: rows differ by `config.loss`, and by the few
 sections that an objective cannot do without. At so few steps the numbers tell how fast an objective
-learns as much as where it ends; another seed moves them by more than their `+-`, which is one standard
-error over test examples.
+learns as much as where it ends.
 
 {advice}
 
@@ -32,6 +31,8 @@ error over test examples.
 TOY = """## Eight Gaussians in the plane
 
 {setting}
+Each number is the median of {seeds} seeds, and its `+-` half their range: of a network this small some seeds
+learn a loss and some do not.
 
 ### Error of the score
 
@@ -57,7 +58,8 @@ and data.
 DIGITS = """## Digits
 
 {setting}
-Uniform dequantization; bits/dim of all test images by the probability-flow ODE, with one probe of signs.
+Uniform dequantization; bits/dim of all test images by the probability-flow ODE, with one probe of signs. One
+seed; the `+-` is one standard error over images.
 
 {costs}
 
@@ -115,8 +117,8 @@ def page(rows: dict[str, Rows], density: dict | None, what: dict[str, str], **fa
       rows: data set -> rows.
       density: numbers of `low_density.measure`, or None.
       what: name -> what the objective is.
-      facts: configs (data set -> resolved config of the plain objective), sample_steps, n, command,
-        cores, jax, picture.
+      facts: configs (data set -> resolved config of the plain objective), seeds (data set -> their
+        number), sample_steps, n, command, cores, jax, picture.
     """
     toy, digits = rows.get("toy", {}), rows.get("digits", {})
     each = [row for of in rows.values() for row in of.values()] + ([density] if density else [])
@@ -124,6 +126,7 @@ def page(rows: dict[str, Rows], density: dict | None, what: dict[str, str], **fa
     if toy:
         sections += TOY.format(
             setting=setting(facts["configs"]["toy"]),
+            seeds=facts["seeds"]["toy"],
             n=facts["n"],
             scores=score_table(toy),
             costs=cost_table(toy, facts["sample_steps"]),

@@ -18,7 +18,7 @@ def get_config():
         net=dict(name="vdm"),
         model=dict(output="eps", conditioning="log_snr"),
         dequantize=dict(name="lattice"),
-        loss=dict(name="vdm"),
+        loss=dict(name="vdm", grid="uniform"),
         optim=dict(name="adam", lr=2e-4, b2=0.99, weight_decay=0.01, warmup=100, decay="constant"),
         train=common.large_train(steps=10_000_000, batch_size=128, ema=(0.9999,), flip=False),
         sample=dict(name="ancestral", n_steps=1000),

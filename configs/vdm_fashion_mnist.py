@@ -15,6 +15,6 @@ def get_config():
         net=vp_fashion_mnist.NET | dict(input_frequencies=(7, 8)),
         model=dict(output="eps", conditioning="log_snr"),
         dequantize=dict(name="lattice"),
-        loss=dict(name="vdm"),
+        loss=dict(name="vdm", grid="uniform"),
         eval=dict(batch_size=50, elbo_times=16),
     )

@@ -229,7 +229,7 @@ def report(result: dict[str, Any]) -> list[str]:
         result["no_elbo"]
         or f"by the ELBO at most {number('elbo')}, with the same weights and on the same examples",
         f"log p at t_min = {result['t_min']:g}, {_TRUNCATION[result['dequantization']]}; "
-        f"the prior at t_max costs {max(result['prior_mismatch'], 0):.1g}",
+        f"the prior at t_max costs {_known(result['prior_mismatch'])}",
     ]
     if result["failed"]:
         lines.insert(
@@ -242,6 +242,10 @@ def report(result: dict[str, Any]) -> list[str]:
             f"the data's own density has {number('exact')}: KL(data || model) {number('kl')}"
         )
     return lines
+
+
+def _known(mismatch: float) -> str:
+    return "what is not known" if math.isnan(mismatch) else f"{max(mismatch, 0):.1g}"
 
 
 def _importance(result: dict[str, Any]) -> str:

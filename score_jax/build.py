@@ -345,7 +345,8 @@ RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
     ("at least 2 and at most 256", lambda v: 2 <= v <= 256, {"levels"}),
     ("1 or 3", lambda v: v in (1, 3), {"folder.channels"}),
     ("at least 0 and at most 16", lambda v: 0 <= v <= 16, {"input_frequencies"}),
-    ("any number", math.isfinite, {"mean", "bias", "strength", "log_snr_max", "log_snr_min"}),
+    ("any number", math.isfinite, {"mean", "bias", "strength"}),
+    ("at least -80 and at most 80", lambda v: abs(v) <= 80, {"log_snr_max", "log_snr_min"}),
 )
 
 # arguments of networks that their section does not set: flax's own, what follows from the data,

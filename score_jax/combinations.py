@@ -6,6 +6,8 @@ Names, types and ranges of single options are `build`'s.
 import math
 from typing import Any
 
+import numpy as np
+
 from score_jax import predict, samplers, solve
 from score_jax.data.base import DataSet
 from score_jax.nets import unet
@@ -28,15 +30,16 @@ FITTING = {
 OF_TIMES = "log_normal", "log_normal_wide", "logit_normal"
 # losses that use no kernel p(x_t | x_0), only points x_t
 WITHOUT_KERNEL = "implicit", "sliced", "sliced_vr", "finite_difference"
-# draws that add noise, whatever their options
+# draws that add noise, unless an option `noise` is 0
 _NOISY = {name for name, entry in samplers.SAMPLERS.items() if entry.order.startswith("weak")} | {
     "predictor_corrector",
     "annealed_langevin",
     "langevin",
-    "consistency",
 }
 # of an implicit solver and of the exact trace, which take a product for each dimension
 _LARGEST_JACOBIAN = 256
+# of the noise rate over all times: alpha(1) is exp(-1/2 of it)
+_LARGEST_INTEGRAL = 150.0
 
 
 def no_bits(config: Config) -> str | None:
@@ -62,12 +65,24 @@ def no_elbo(config: Config) -> str | None:
     return None
 
 
+def _schedule(config: Config):
+    sde = config["sde"]
+    if sde["name"] == "ddpm":
+        betas = np.linspace(sde["beta_min"], sde["beta_max"], sde["n_betas"])
+        if -np.sum(np.log1p(-betas)) > _LARGEST_INTEGRAL:
+            raise ConfigError(
+                f"config.sde.beta_max is {sde['beta_max']}, with which {sde['n_betas']} steps leave nothing "
+                "of the data that float32 knows: log-SNR is infinite at t = 1; lower beta_max or n_betas"
+            )
+
+
 def check(config: Config, data: DataSet, ends: tuple[float, float]) -> None:
     """Raises ConfigError for parts of a resolved config that do not go together.
 
     Args:
       ends: t_min and t_max of the SDE.
     """
+    _schedule(config)
     _network(config, data)
     _training(config, data)
     _dequantization(config, data)
@@ -174,6 +189,13 @@ def _training(config: Config, data: DataSet):
                 f"config.model.output is {config['model']['output']!r} and config.dequantize.name "
                 f"{config['dequantize']['name']!r}; {rest}"
             )
+    for name in ("ema", "ema_profiles"):
+        written = [f"{value:g}" for value in options[name]]
+        if len({*written}) < len(written):
+            raise ConfigError(
+                f"config.train.{name} is {options[name]}, of which two cannot be told apart by six digits; "
+                "leave one of them out"
+            )
     if options["snapshot_every"] and not options["ema_profiles"]:
         raise ConfigError(
             f"config.train.snapshot_every is {options['snapshot_every']}, but there is nothing to keep; "
@@ -241,6 +263,11 @@ def _loss(config: Config, data: DataSet):
             f"config.loss.name is 'explicit', but the score of {data.name} is not known; choose from "
             f"{', '.join(WITHOUT_KERNEL)}"
         )
+    if name == "explicit" and config["model"]["class_conditional"]:
+        raise ConfigError(
+            "config.loss.name is 'explicit', whose score is that of all classes together; set "
+            "config.model.class_conditional to False"
+        )
     size = math.prod(data.shape)
     if name == "implicit" and size > _LARGEST_JACOBIAN:
         raise ConfigError(
@@ -263,16 +290,33 @@ def _loss(config: Config, data: DataSet):
                 f"config.loss.level is 0, where {name!r} has nothing to remove; choose from explicit, "
                 f"{', '.join(WITHOUT_KERNEL)}, or a level above 0"
             )
+        if level == 0 and output != "score":
+            raise ConfigError(
+                f"config.model.output is {output!r}, in units of the noise, of which there is none at "
+                "config.loss.level = 0; set output to 'score'"
+            )
+        if level == 0 and config["dequantize"]["name"] == "lattice":
+            raise ConfigError(
+                "config.dequantize.name is 'lattice', points without a density, but config.loss.level is 0; "
+                "set dequantize.name to 'uniform'"
+            )
     if name == "vdm":
         trained, decoder = config["dequantize"]["name"], loss["decoder"]
         if data.levels is None and decoder != "gaussian":
             raise ConfigError(
                 f"config.loss.decoder is {decoder!r}, but {data.name} has no levels; set it to 'gaussian'"
             )
-        if data.levels is not None and decoder not in (trained, "gaussian"):
+        fitting = {"uniform": ("uniform", "gaussian")}.get(trained, (trained,))
+        if data.levels is not None and decoder not in fitting:
             raise ConfigError(
-                f"config.loss.decoder is {decoder!r}, but config.dequantize.name is {trained!r}; set the "
-                "one to the other, or decoder to 'gaussian'"
+                f"config.loss.decoder is {decoder!r}, but config.dequantize.name is {trained!r}; choose "
+                f"from {', '.join(fitting)}, or another dequantization"
+            )
+        if config["train"]["augment"] and decoder != "gaussian":
+            raise ConfigError(
+                f"config.loss.decoder is {decoder!r}, of pixels in their boxes, but config.train.augment is "
+                f"{config['train']['augment']}, which leaves none there; set the one to 'gaussian' or the "
+                "other to 0"
             )
     if config["sde"]["name"] == "learned":
         if name != "vdm":
@@ -285,6 +329,11 @@ def _loss(config: Config, data: DataSet):
                 f"config.loss.grid is {loss['grid']!r}, which looks through the learned schedule; set it "
                 "to 'uniform'"
             )
+        if config["model"]["conditioning"] == "t":
+            raise ConfigError(
+                "config.model.conditioning is 't', which stands for other noise levels as the schedule is "
+                "learned; set it to 'log_snr'"
+            )
 
 
 def _force(config: Config):
@@ -292,6 +341,10 @@ def _force(config: Config):
         return
     loss, sample, evaluation = config["loss"], config["sample"], config["eval"]
     why = "config.sde.name is 'anharmonic', whose kernel has no closed form"
+    if loss.get("level") is not None:
+        raise ConfigError(
+            f"{why}, but config.loss.level is {loss['level']:g}, a level of normal noise; set it to None"
+        )
     if loss["name"] not in WITHOUT_KERNEL:
         raise ConfigError(
             f"{why}, but config.loss.name is {loss['name']!r}; choose from {', '.join(WITHOUT_KERNEL)}"
@@ -330,17 +383,17 @@ def _coupling(config: Config):
             f"{why}, for paths from noise to data, but config.loss.name is {config['loss']['name']!r}; "
             "set it to 'flow_matching'"
         )
-    if config["model"]["output"] == "levels" or config["dequantize"]["name"] == "flow":
+    if config["model"]["output"] == "levels" or config["dequantize"]["name"] != "uniform":
         raise ConfigError(
-            f"{why}, where x_t given x0 is not normal, which config.model.output='levels' and "
-            "config.dequantize.name='flow' rest on; choose others"
+            f"{why}, where x_t given x0 is not normal, which config.model.output='levels' and other "
+            "dequantizations than 'uniform' rest on; choose another output, and 'uniform'"
         )
     # what corrects the noise at t_min draws it anew
     if config["eval"]["dequantize"] != "uniform":
         raise ConfigError(f"{why}; set config.eval.dequantize to 'uniform'")
     sample = config["sample"]
     noise = [option for option in ("eta", "noise", "churn") if sample.get(option)]
-    if sample["name"] in _NOISY or noise:
+    if (sample["name"] in _NOISY and sample.get("noise") != 0.0) or noise:
         raise ConfigError(
             f"{why}: the network knows the velocity of the ODE, not the score, but "
             f"config.sample.name is {sample['name']!r}{f' with {noise[0]}' if noise else ''}, which adds "

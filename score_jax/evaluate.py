@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_jax import dequantize, elbo, importance, parallel, shapes
+from score_jax import coupling, dequantize, elbo, importance, parallel, shapes
 from score_jax import model as models
 from score_jax.data.base import Split
 from score_jax.likelihood import Likelihood
@@ -216,25 +216,28 @@ def loss_values(
     loss_fn: LossFn,
     levels: int | None,
     points: Callable[..., Array] = dequantize.POINTS["uniform"],
+    couple: Callable[..., Array | None] = coupling.independent,
 ) -> Callable[..., dict[str, Array]]:
     """For `per_example`: the training loss of each example alone, "loss", at a time of its own.
 
     Args:
       points: one of `dequantize.POINTS`, as in training.
+      couple: one of `coupling.COUPLINGS`, as in training. But for "independent", an example's noise and
+        loss then depend on what else is in the batch.
     """
 
     def fn(keys, params, x, label, streams=STREAMS):
-        def one(key, x, label):
-            labels = None if label is None else label[None]
-            batch = Batch(x[None], labels, key[None], jnp.zeros(1))
-            k_time = jax.random.fold_in(key, 2)  # the loss folds 0 and 1 into the example's key
+        def one(key, x, label, eps):
+            labels, eps = (None if a is None else a[None] for a in (label, eps))
+            batch = Batch(x[None], labels, key[None], jnp.zeros(1), eps=eps)
+            k_time = jax.random.fold_in(key, 2)  # as a loss does that draws a time for each example
             return loss_fn(k_time, params, (), batch, 0)[0]
 
         k_noise, k_loss = (_fold_in(keys, stream) for stream in streams)
         x = x if levels is None else points(k_noise, x, levels)
-        return {
-            "loss": jax.vmap(one, in_axes=(0, 0, None if label is None else 0))(k_loss, x, label)
-        }
+        eps = couple(_fold_in(k_noise, 1), x, parallel.AXIS)
+        in_axes = (0, 0, *(None if a is None else 0 for a in (label, eps)))
+        return {"loss": jax.vmap(one, in_axes=in_axes)(k_loss, x, label, eps)}
 
     return fn
 

@@ -9,6 +9,12 @@ DECAYS = {
 }
 
 
+def _decays_weights(params):
+    # a learned schedule has no weights: decay would pull it towards the one that it began with
+    of_schedule = isinstance(params, dict) and "schedule" in params
+    return {part: part != "schedule" for part in params} if of_schedule else True
+
+
 def adam(
     steps: int,
     *,
@@ -35,5 +41,7 @@ def adam(
     )
     return optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+        optax.adamw(
+            schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decays_weights
+        ),
     )

@@ -197,33 +197,36 @@ def train_step(experiment: Experiment, axis_name: str | None = None) -> Callable
     )
 
 
+def validation(experiment: Experiment) -> Callable[[Experiment, Params], dict[str, float]]:
+    """validate(experiment, params) -> the metrics on the validation split, of one or another seed, compiled once."""
+    data, options = experiment.data, experiment.train
+    split = take_examples(
+        data.validation, np.arange(min(options.eval_images, len(data.validation.x)))
+    )
+    loss = evaluate.loss_values(
+        experiment.validation_loss, data.levels, experiment.points, COUPLINGS[options.coupling]
+    )
+    values = {"loss": _per_example(experiment, loss)}
+    if not (experiment.no_bits or experiment.no_elbo):
+        values["elbo"] = _per_example(experiment, elbo(experiment))
+
+    def mean(name, fn, key, params):
+        return evaluate.estimate(evaluate.together(fn(key, params, split))[name]).mean
+
+    def validate(experiment, params):
+        key = _key(experiment, _VALIDATION)
+        return {f"val_{name}": mean(name, fn, key, params) for name, fn in values.items()}
+
+    return validate
+
+
 def fit(
     folder: Path, experiment: Experiment, state: TrainState, checkpoints: Checkpoints
 ) -> signal.Signals | None:
     """Trains from a state to the end of the run; the signal that stopped it, or None (`train.fit`)."""
     data, options = experiment.data, experiment.train
     step_fn = train_step(experiment, parallel.AXIS)
-    n = min(options.eval_images, len(data.validation.x))
-    validation = take_examples(data.validation, np.arange(n))
-    values = {
-        "loss": _per_example(
-            experiment,
-            evaluate.loss_values(experiment.validation_loss, data.levels, experiment.points),
-        ),
-    }
-    if not (experiment.no_bits or experiment.no_elbo):
-        values["elbo"] = _per_example(experiment, elbo(experiment))
-
-    def validate(params):
-        key = _key(experiment, _VALIDATION)
-        return {
-            f"val_{name}": evaluate.estimate(
-                evaluate.together(run(key, params, validation))[name]
-            ).mean
-            for name, run in values.items()
-        }
-
-    draw_fn = draw(experiment)
+    draw_fn, validate = draw(experiment), validation(experiment)
 
     def save_picture(params, step):
         x = draw_fn(params, picture.count(data.shape))["x"]
@@ -238,7 +241,7 @@ def fit(
         options,
         checkpoints,
         RunLog(folder),
-        validate=validate,
+        validate=partial(validate, experiment),
         draw=save_picture,
         snapshot=lambda step, averages: snapshots.write(
             folder / "snapshots", step, options.ema_profiles, averages
@@ -432,6 +435,8 @@ def _starting_at(experiment: Experiment, t_min: float) -> Experiment:
 
 def _prior_mismatch(experiment: Experiment, params: Params) -> float:
     data, sde = experiment.data, experiment.model.sde(params)
+    if sde.force is not None:
+        return math.nan
     t_max = jnp.asarray(sde.t_max)
     # a thousand examples tell the mean and the large variances
     some = np.unique(np.linspace(0, len(data.train.x) - 1, 1000).astype(int))

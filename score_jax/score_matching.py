@@ -260,7 +260,7 @@ def _matching(
             pair = model.predict(params, x, t, label, keys=keys, augment=augment)
             return combine("score", sde, pair, t)
 
-        values = objective(shapes.fold_in(batch.keys, 2), score, at)
+        values = objective(shapes.fold_in(batch.keys, 4), score, at)
         values *= 2 * jnp.square(at.scale) / shapes.event_size(batch.x)
         return jnp.mean(at.weight * values), ({}, loss_state)
 

@@ -81,6 +81,8 @@ def load_posthoc(
       ValueError: a file is damaged, or of another network; names it.
     """
     found = sorted(int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.npz"))
+    # later ones may be of a run that was taken up again from before them
+    found = [s for s in found if step is None or s <= step]
     if not found:
         raise FileNotFoundError(
             f"no snapshots in {folder}; train with config.train.ema_profiles=(0.05, 0.1) and a "

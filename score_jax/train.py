@@ -108,29 +108,28 @@ def loss_and_grad(loss_fn: LossFn, parts: int) -> Callable:
     """fn(key, params, loss_state, batch, step) -> (loss, (metrics, loss_state)), gradient: `jax.value_and_grad`'s.
 
     With parts > 1, the means over that many equal parts of the batch, one after another: one part's
-    activations are in memory at a time.
+    activations are in memory at a time. So it is with the loss's state, as over devices.
     """
     grad_fn = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)
     if parts == 1:
         return grad_fn
 
     def fn(key, params, loss_state, batch, step):
-        def one(carry, part):
-            total, loss_state = carry
+        def one(total, part):
             # after the part before. XLA's compiler for the CPU drops optimization barriers, and would
             # keep the activations of all parts; this it must not simplify
             after = 0.0 * sum(leaf.ravel()[0] for leaf in jax.tree.leaves(total))
             part = part._replace(x=part.x + after)
-            (loss, (metrics, loss_state)), grads = grad_fn(key, params, loss_state, part, step)
-            return (jax.tree.map(jnp.add, total, grads), loss_state), (loss, metrics)
+            values, grads = grad_fn(key, params, loss_state, part, step)
+            return jax.tree.map(jnp.add, total, grads), values
 
         split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
         # XLA compiles a convolution's gradient badly inside a loop on the CPU (jax issue 12868)
         unroll = jax.default_backend() == "cpu"
-        start = jax.tree.map(jnp.zeros_like, params), loss_state
-        (total, loss_state), values = jax.lax.scan(one, start, split, unroll=unroll)
-        loss, metrics = jax.tree.map(lambda a: jnp.mean(a, axis=0), values)
-        return (loss, (metrics, loss_state)), jax.tree.map(lambda g: g / parts, total)
+        start = jax.tree.map(jnp.zeros_like, params)
+        total, values = jax.lax.scan(one, start, split, unroll=unroll)
+        values = jax.tree.map(lambda a: jnp.mean(a, axis=0), values)
+        return values, jax.tree.map(lambda g: g / parts, total)
 
     return fn
 

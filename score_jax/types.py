@@ -29,9 +29,10 @@ class Batch(NamedTuple):
 
     `keys` are one per example, folded from the step and the example's index in the global batch:
     whatever is random about an example comes from its key, so the number of devices changes
-    nothing. `position` is that index divided by the global batch's size, in [0, 1). `augment` says
-    what augmentation did to each example, for the network; `eps` is noise that is already coupled
-    to x, in the place of the loss's own draw.
+    nothing. A loss folds into it 0 for the noise, 1 for the network's dropout, 2 for a time of the
+    example's own, 3 for a second noise, 4 for directions. `position` is that index divided by the
+    global batch's size, in [0, 1). `augment` says what augmentation did to each example, for the
+    network; `eps` is noise that is already coupled to x, in the place of the loss's own draw.
     """
 
     x: Float[Array, "b *s"]

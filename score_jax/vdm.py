@@ -37,7 +37,7 @@ def vdm(
     model: Model,
     *,
     levels: int | None,
-    grid: Callable[[SDE], grids.Grid] = grids.uniform,
+    grid: Callable[[SDE], grids.Grid] = grids.log_snr,
     decoder: str = "lattice",
 ) -> LossFn:
     """Minus the bound on log P(levels) per dimension, in nats, times stratified over the global batch.
@@ -49,7 +49,7 @@ def vdm(
         gradient is then that of the variance. It is for times uniform in t: under another grid,
         which has a density of its own, it still is.
       levels: of the data; batches hold points of their boxes.
-      grid: constructor from `grids`. For a fixed SDE `grids.log_snr` is the better choice.
+      grid: constructor from `grids`; for a learned schedule `grids.uniform`.
       decoder: one of DECODERS: "lattice" and "uniform" are `decoded`, of batches that hold the
         middles of the boxes or points uniform in them. "gaussian" is `elbo.denoising`, of the
         density of x, and takes a second evaluation of the network; the bits are then those of

@@ -159,10 +159,10 @@ def test_a_loss_value_is_of_one_example_at_a_time_of_its_own_with_its_label():
 
 
 def test_a_losss_time_is_drawn_apart_from_its_noise():
-    """`losses.denoising` draws noise and dropout from streams 0 and 1 of the example's key."""
+    """Losses draw noise, dropout and directions from streams 0, 1, 3 and 4 of the example's key (`types.Batch`)."""
 
     def loss(key, params, loss_state, batch, step):
-        keys = [key, *batch.keys, *(jax.random.fold_in(batch.keys[0], i) for i in (0, 1))]
+        keys = [key, *batch.keys, *(jax.random.fold_in(batch.keys[0], i) for i in (0, 1, 3, 4))]
         found = jnp.stack([jax.random.uniform(k) for k in keys])
         return jnp.min(jnp.abs(found[1:] - found[0])), ({}, loss_state)
 

@@ -78,6 +78,17 @@ def row(kl, ms, **more):
 
 
 FACTS = dict(sample_steps=(2, 64), n=100, command="it", cores=2, jax="0", picture="a.png")
+FACTS["seeds"] = {"toy": 3}
+
+
+def test_several_seeds_make_a_row_of_medians_and_half_ranges():
+    rows = [row(kl, ms) for kl, ms in ((0.1, 5.0), (0.5, 1.0), (0.2, 2.0))]
+    found = objectives.median(rows)
+    np.testing.assert_allclose(found["above"], [0.2, 0.2])
+    np.testing.assert_allclose(found["score"], [[0.2, 0.2]] * len(objectives_measure.LOG_SNRS))
+    np.testing.assert_allclose(found["w2"], [0.2, 0.1])
+    assert found["step_seconds"] == 2e-3 and found["seconds"] == 180.0
+    assert objectives.median(rows[:1]) == rows[0]
 
 
 def test_the_page_has_the_rows_that_are_there_and_says_nothing_of_others(config):

@@ -105,7 +105,7 @@ def gaussian_terms():
 
 def test_the_expected_terms_do_not_depend_on_the_schedules_interior():
     """Each term at parameters drawn at random, against a closed form that knows the ends only."""
-    loss = vdm.vdm(GAUSSIAN_MODEL, levels=None, decoder="gaussian")
+    loss = vdm.vdm(GAUSSIAN_MODEL, levels=None, grid=grids.uniform, decoder="gaussian")
     found, metrics = over_batches(
         lambda key, batch: (lambda out: (out[0], out[1][0]))(loss(key, PARAMS, (), batch, 0))
     )
@@ -133,7 +133,7 @@ def test_the_schedules_gradient_is_that_of_the_second_moment_by_finite_differenc
 
 def test_training_takes_the_density_of_time_to_its_optimum_and_the_variance_with_it():
     """q proportional to sqrt(E[l^2]), where E[L^2] = (int sqrt(E[l^2]))^2."""
-    loss = vdm.vdm(GAUSSIAN_MODEL, levels=None, decoder="gaussian")
+    loss = vdm.vdm(GAUSSIAN_MODEL, levels=None, grid=grids.uniform, decoder="gaussian")
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 400))
     start = {"score": (), "schedule": MADE.init(jax.random.key(0))}
 
@@ -270,7 +270,7 @@ def test_on_three_pixels_of_four_levels_it_is_the_entropy_and_the_two_gaps():
     made = schedule.learned(3.5, 0.0, N_KNOTS)
     lattice = (2 * LEVELS + 1 - 4) / 4
     model = schedule.attach(perfect(exact.mixture(np.exp(LOG_P), lattice, 0.0)), made)
-    loss = vdm.vdm(model, levels=4)
+    loss = vdm.vdm(model, levels=4, grid=grids.uniform)
 
     n = 1024
 
