@@ -8,12 +8,12 @@ About ten minutes on two CPU cores.
 import os
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scaling_page
 
 from score_jax import losses, nets, sde, train
 from score_jax import model as models
@@ -127,9 +127,7 @@ def main():
         rounds=ROUNDS,
         rows="\n".join(rows),
     )
-    path = Path(__file__).parent.parent / "docs" / "scaling.md"
-    path.write_text(page)
-    print(path)
+    scaling_page.write_first(page)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -262,6 +263,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], set[str]], ...] = (
             "n_probes",
             "importance",
             "n_validation",
+            "steps_per_call",
         }
         | {
             "n_projections",
@@ -533,6 +535,12 @@ def experiment(config: Config) -> Experiment:
     is_learned = isinstance(noising, schedule.Schedule)
     ends = (0.0, 1.0) if is_learned else (noising.t_min, noising.t_max)
     combinations.check(config, data, ends)
+    if options.steps_per_call > 1 and data.train.x.nbytes > options.resident_gib * 2**30:
+        raise ConfigError(
+            f"config.train.steps_per_call is {options.steps_per_call}, but the training split, larger "
+            f"than config.train.resident_gib = {options.resident_gib:g}, is read step by step; set it "
+            "to 1, or resident_gib higher"
+        )
     model_options = _make(config, "model")
     labels = model_options.class_conditional
     net = _make(config, "net", n_classes=data.n_classes if labels else 0)
@@ -618,3 +626,28 @@ def check_batch_size(batch_size: int, accumulate: int):
             f"config.train.batch_size is {batch_size}, not divisible by the {devices} devices{parts}; "
             f"set it to {-(-batch_size // n) * n}"
         )
+
+
+def check_steps_per_call(config: Config):
+    """Raises ConfigError unless several steps can be one program; a single one always can.
+
+    In a loop XLA's compiler for the CPU makes the gradient of a convolution many times slower (jax
+    issue 12868). What the steps between events are not multiples of would happen in mid-call.
+    """
+    options = config["train"]
+    k, name = options["steps_per_call"], config["net"]["name"]
+    if k == 1:
+        return
+    set_it = "config.train.steps_per_call"
+    if jax.default_backend() == "cpu" and name not in ("mlp", "dit"):
+        raise ConfigError(
+            f"{set_it} is {k}, but on the CPU a loop makes the convolutions of config.net.name={name} "
+            "many times slower; set it to 1"
+        )
+    events = "log_every", "eval_every", "sample_every", "save_every", "snapshot_every", "steps"
+    for event in events:
+        if options[event] % k:
+            raise ConfigError(
+                f"config.train.{event} is {options[event]}, no multiple of {set_it} = {k}; set it to "
+                f"{-(-options[event] // k) * k}, or {set_it} to 1"
+            )

@@ -25,13 +25,19 @@ from score_jax.build import Config, ConfigError
 PREFIX = "--config."
 
 
-def run(main: Callable[[list[str]], int], *, required: flags.FlagHolder):
+def run(
+    main: Callable[[list[str]], int],
+    *,
+    required: flags.FlagHolder,
+    start: Callable[[], None] = lambda: None,
+):
     """Parses the flags, calls main(overrides) and exits with its code; the entry point of a script.
 
     Args:
       main: `overrides` are the arguments that start with --config., to be given to `load_config` or
         `load_run`.
       required: the flag that must be given.
+      start: called when the flags are known, before anything asks JAX for its devices.
     """
     arguments = sys.argv[1:]
     # absl's own --help exits with code 1
@@ -48,6 +54,7 @@ def run(main: Callable[[list[str]], int], *, required: flags.FlagHolder):
             )
         if not required.value:
             raise ConfigError(f"--{required.name} is missing; --help lists the options")
+        start()
         _check_platform()
     use_compilation_cache()
     try:

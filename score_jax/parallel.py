@@ -70,30 +70,31 @@ def shard(batch: Any, axis: int = 0) -> Any:
 
 
 def train_step(step: Callable, n_steps: int = 1) -> Callable:
-    """Maps step(state, resident, batch, key) over the devices; the old state's memory is reused for the new one.
+    """Maps step(state, resident, batch, key, *more) over the devices; the old state's memory is reused for the new one.
 
-    `state` and `resident` are replicated, `batch` is sharded, `key` is the same for all.
+    `state` and `resident` are replicated, `batch` is sharded, `key` is the same for all. What more
+    there is, has the axis of the local devices too; None is left out.
 
     Args:
       n_steps: steps in one call, one after another in one program: `batch` has theirs on an axis
         [n_steps, ...] after that of the devices, and so have the metrics.
     """
 
-    def several(state, resident, batches, key):
-        one = lambda state, batch: step(state, resident, batch, key)
-        return jax.lax.scan(one, state, batches)
+    def call(state, resident, batch, key, more):
+        one = lambda state, batch: step(state, resident, batch, key, *more)
+        return one(state, batch) if n_steps == 1 else jax.lax.scan(one, state, batch)
 
-    mapped = jax.pmap(
-        step if n_steps == 1 else several,
-        axis_name=AXIS,
-        in_axes=(0, 0, 0, None),
-        donate_argnums=0,
-    )
-    if jax.default_backend() != "cpu" or count() == 1:
-        return mapped
+    mapped = jax.pmap(call, axis_name=AXIS, in_axes=(0, 0, 0, None, 0), donate_argnums=0)
     # virtual devices share one pool of threads: with a second step in flight, an all-reduce of the
     # first may wait for ever for a device whose thread the second one holds
-    return lambda *args: jax.block_until_ready(mapped(*args))
+    waits = jax.default_backend() == "cpu" and count() > 1
+
+    def run(state, resident, batch, key, *more):
+        more = tuple(m for m in more if m is not None)
+        result = mapped(state, resident, batch, key, more)
+        return jax.block_until_ready(result) if waits else result
+
+    return run
 
 
 def example_index(n: int, axis_name: str | None) -> tuple[Array, int]:

@@ -16,6 +16,7 @@ from jax import Array
 from score_jax import (
     bits,
     build,
+    distributed,
     evaluate,
     parallel,
     picture,
@@ -34,7 +35,7 @@ from score_jax.data.base import take as take_examples
 from score_jax.dequantize import DEQUANTIZATIONS
 from score_jax.likelihood import log_likelihood
 from score_jax.model import at, bind
-from score_jax.runlog import RunLog
+from score_jax.runlog import Listener, RunLog
 from score_jax.train import TrainState
 from score_jax.types import Key, Params
 from score_jax.whiten import WHITENINGS
@@ -230,7 +231,12 @@ def fit(
 
     def save_picture(params, step):
         x = draw_fn(params, picture.count(data.shape))["x"]
-        picture.save(folder / "samples" / f"step_{step:07d}.png", x, data.levels)
+        if distributed.is_first():
+            picture.save(folder / "samples" / f"step_{step:07d}.png", x, data.levels)
+
+    def save_snapshot(step, averages):
+        if distributed.is_first():
+            snapshots.write(folder / "snapshots", step, options.ema_profiles, averages)
 
     return train.fit(
         state,
@@ -240,12 +246,10 @@ def fit(
         experiment.seed,
         options,
         checkpoints,
-        RunLog(folder),
+        RunLog(folder) if distributed.is_first() else Listener(folder),
         validate=partial(validate, experiment),
         draw=save_picture,
-        snapshot=lambda step, averages: snapshots.write(
-            folder / "snapshots", step, options.ema_profiles, averages
-        ),
+        snapshot=save_snapshot,
     )
 
 

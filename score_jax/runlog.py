@@ -93,6 +93,29 @@ class RunLog:
         files.sync(self._metrics.parent)
 
 
+class Listener:
+    """A RunLog for a process that writes nothing, beside the one that does; it counts alike."""
+
+    def __init__(self, workdir: Path):
+        self._skipped = workdir / "skipped.jsonl"
+
+    @contextlib.contextmanager
+    def running(self, start: int, steps: int, batch_size: int, rows: int | None = None):
+        """Reads what counts of an earlier process's log at step `start`."""
+        self.rows = 0
+        self.skipped = len(_until(self._skipped, lambda row: row["step"] <= start)[0])
+        yield self
+
+    def skip(self, step: int, why: str, indices: np.ndarray):
+        """Counts the step."""
+        self.skipped += 1
+
+    def _nothing(self, *args):
+        pass
+
+    train = validation = restart_clock = sync = _nothing
+
+
 class _Bar(Progress):
     """A live bar, for a terminal."""
 
@@ -135,13 +158,21 @@ def _append(path: Path, row: dict):
 
 
 def _cut(path: Path, holds: Callable[[dict], bool], most: int | None = None) -> int:
-    """Rewrites the rows for which `holds`, up to the first that is none; returns how many.
+    """Rewrites the rows of `_until`; returns how many."""
+    kept, text = _until(path, holds, most)
+    if "".join(kept) != text:
+        files.write_text(path, "".join(kept))
+    return len(kept)
 
-    A line cut short by a crash, and what follows it, goes too.
+
+def _until(
+    path: Path, holds: Callable[[dict], bool], most: int | None = None
+) -> tuple[list[str], str]:
+    """The rows for which `holds`, up to the first that is none, and the whole file.
+
+    A line cut short by a crash ends them too.
     """
-    if not path.exists():
-        return 0
-    text, kept = path.read_text(errors="replace"), []
+    text, kept = path.read_text(errors="replace") if path.exists() else "", []
     for line in text.splitlines(keepends=True)[:most]:
         try:
             if not line.endswith("\n") or not holds(json.loads(line)):
@@ -149,6 +180,4 @@ def _cut(path: Path, holds: Callable[[dict], bool], most: int | None = None) -> 
         except (ValueError, TypeError, KeyError):
             break
         kept.append(line)
-    if "".join(kept) != text:
-        files.write_text(path, "".join(kept))
-    return len(kept)
+    return kept, text

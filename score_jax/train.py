@@ -24,7 +24,7 @@ from score_jax.data import stream
 from score_jax.data.base import Split
 from score_jax.data.order import batch_indices
 from score_jax.model import Model
-from score_jax.runlog import RunLog
+from score_jax.runlog import Listener, RunLog
 from score_jax.types import Batch, Key, LossFn, Params
 
 
@@ -146,23 +146,25 @@ def make_train_step(
     ema_profiles: tuple[float, ...] = (),
     skip_broken: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """step(state, resident, indices, key) -> state, metrics, a pure function; gradients are averaged over axis_name.
+    """step(state, resident, indices, key, votes=None) -> state, metrics, a pure function.
 
-    So are metrics and the loss's state, whose integers must be the same on all devices. The moving
+    Gradients are averaged over axis_name. So are metrics and the loss's state, whose integers must be
+    the same on all devices, and `votes`, if there are any: one all-reduce takes them all. The moving
     averages are those of `ema.update`. `accumulate` is the number of parts (`loss_and_grad`) that a
     device takes its batch in. With `skip_broken`, a step with a metric that is not finite changes
     nothing but the number of the step.
     """
     grad_fn = loss_and_grad(loss_fn, accumulate)
 
-    def step_fn(state, resident, indices, key):
+    def step_fn(state, resident, indices, key, votes=None):
         k_loss, k_examples = jax.random.split(jax.random.fold_in(key, state.step))
         index, n = parallel.example_index(indices.shape[0], axis_name)
         keys = jax.vmap(lambda i: jax.random.fold_in(k_examples, i))(index)
         batch = prepare_fn(keys, index / n, resident, indices)
 
         (loss, aux), grads = grad_fn(k_loss, state.params, state.loss_state, batch, state.step)
-        loss, (metrics, loss_state), grads = parallel.mean((loss, aux, grads), axis_name)
+        means = parallel.mean((loss, aux, grads, votes), axis_name)
+        loss, (metrics, loss_state), grads, votes = means
         # a mean of integers is a float
         loss_state = jax.tree.map(lambda a, old: a.astype(old.dtype), loss_state, state.loss_state)
 
@@ -171,7 +173,8 @@ def make_train_step(
         emas = ema.update(state.emas, params, state.step, ema_rates, ema_warmup, ema_profiles)
         metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
         new = TrainState(state.step + 1, params, emas, opt_state, loss_state)
-        return _unless_broken(metrics, new, state) if skip_broken else new, metrics
+        new = _unless_broken(metrics, new, state) if skip_broken else new
+        return new, metrics if votes is None else metrics | {"votes": votes}
 
     return step_fn
 
@@ -214,6 +217,8 @@ class Options(NamedTuple):
       resident_gib: a training split up to this size, in GiB, is kept on each device; a larger one
         is streamed.
       workers: processes that read a streamed split.
+      steps_per_call: steps in one program, which spares a small network most of what each costs to
+        start; the steps between events must be multiples of it.
       skip_nan: how many steps of the run may have a loss or a gradient that is not finite: each is
         left out and its examples noted in skipped.jsonl; the next one stops the run.
     """
@@ -239,6 +244,7 @@ class Options(NamedTuple):
     accumulate: int = 1
     resident_gib: float = 1.0
     workers: int = 2
+    steps_per_call: int = 1
     skip_nan: int = 0
 
 
@@ -250,7 +256,7 @@ def fit(
     seed: int,
     options: Options,
     checkpoints: Checkpoints,
-    log: RunLog,
+    log: RunLog | Listener,
     *,
     validate: Callable[[Params], dict[str, float]],
     draw: Callable[[Params, int], None],
@@ -260,6 +266,8 @@ def fit(
 
     A signal stops it after the step that is being taken, or at once in a validation or a picture:
     the state is saved, and what was due at its step is the first thing that the resumed run does.
+    Several processes stop together, after the step that follows the signal to any of them, and
+    after what is due there.
 
     Args:
       step_fn: from `make_train_step` with axis name `parallel.AXIS`, unmapped.
@@ -273,8 +281,8 @@ def fit(
         checkpoint.
       WriteError: a checkpoint, the log or a picture cannot be written.
     """
-    start = int(state.step)
-    step_fn = parallel.train_step(step_fn)
+    start, n_steps = int(state.step), options.steps_per_call
+    step_fn = parallel.train_step(step_fn, n_steps)
     state = parallel.replicate(state)
     notes = checkpoints.notes(start)
     logged = notes.get("unlogged", [])  # metrics since the last logged row, as floats
@@ -313,13 +321,16 @@ def fit(
                 return stop.asked
             log.sync()
             checkpoints.change_notes(start, owed=[], rows=log.rows)
-        for step, (resident, indices) in enumerate(batches, start + 1):
-            state, metrics = step_fn(state, resident, indices, key)
+        ends, votes = range(start + n_steps, options.steps + 1, n_steps), None
+        for step, (resident, indices) in zip(ends, batches, strict=True):
+            state, metrics = step_fn(state, resident, indices, key, stop.votes())
+            votes, before = metrics.pop("votes", None), votes
             pending.append(metrics)
             # two steps in flight keep a device busy; more would only hold their batches in memory
             jax.block_until_ready(pending[-2:-1])
 
-            stopping = stop.asked  # read once: a signal after this waits for the next step's save
+            # read once: a signal after this waits for the next step's save
+            stopping = stop.agreed(before)
             logging, validating, drawing, saving = (
                 _due(step, every, options.steps)
                 for every in (
@@ -334,8 +345,8 @@ def fit(
             )
             if logging or validating or drawing or saving or snapshotting or stopping:
                 checkpoints.check()
-                rows = jax.device_get(parallel.unreplicate(pending))
-                logged += _finite(rows, step, skip, checkpoints)
+                fetched = jax.device_get(parallel.unreplicate(pending))
+                logged += _finite(_rows(fetched, n_steps), step, skip, checkpoints)
                 pending = []
             if logging and logged:  # none if all were skipped
                 log.train(
@@ -360,31 +371,44 @@ def fit(
                     rows=log.rows,
                 )
             if stopping or owed:
-                return stop.asked if owed or step < options.steps else None
+                return (stopping or stop.asked) if owed or step < options.steps else None
     return None
 
 
 def _feed(data: Split, seed: int, start: int, options: Options) -> Iterator[tuple[Split, Array]]:
-    """Each step's (resident, indices), from step `start` (counted from 0) to the last, laid out for the devices.
+    """Each call's (resident, indices), from step `start` (counted from 0) to the last, laid out for the devices.
 
-    Resident is the whole split, moved to the devices once, or the rows of this step alone.
+    Resident is the whole split, moved to the devices once, or the rows of one step alone, and of
+    this process's devices.
     """
-    n = options.batch_size
+    n, n_steps = options.batch_size, options.steps_per_call
+    own = parallel.rows(n)
     if start == options.steps:  # nothing but what a stopped run left to do
         return
     if data.x.nbytes <= options.resident_gib * 2**30:
         resident = parallel.replicate(Split(np.asarray(data.x), data.label))
-        for step in range(start, options.steps):
-            yield resident, parallel.shard(batch_indices(seed, step, len(data.x), n))
+        for first in range(start, options.steps, n_steps):
+            steps = range(first, first + n_steps)
+            rows = [batch_indices(seed, step, len(data.x), n)[own] for step in steps]
+            indices = parallel.shard(np.stack(rows), axis=1)
+            yield resident, indices if n_steps > 1 else indices[:, 0]
         return
-    indices = parallel.shard(np.arange(n) % (n // parallel.count()))
-    with stream.batches(data, seed, n, start, options.steps, workers=options.workers) as batches:
+    indices = parallel.shard(np.arange(n)[own] % (n // parallel.count()))
+    ahead = stream.batches(data, seed, n, start, options.steps, rows=own, workers=options.workers)
+    with ahead as batches:
         for batch in batches:
             yield parallel.shard(batch), indices
 
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
+
+
+def _rows(fetched: list[dict], n_steps: int) -> list[dict]:
+    """The metrics of each step, of calls of several."""
+    if n_steps == 1:
+        return fetched
+    return [{k: v[i] for k, v in call.items()} for call in fetched for i in range(n_steps)]
 
 
 def _finite(
@@ -412,16 +436,47 @@ class _Stop(BaseException):
 
 
 class _StopSignals:
-    """While active, SIGINT and SIGTERM set `asked` instead of ending the process; a second one ends it."""
+    """While active, SIGINT and SIGTERM set `asked` instead of ending the process; a second one ends it.
+
+    Under several processes each step carries what all were asked: they stop at the same one.
+    """
+
+    _KINDS = signal.SIGTERM, signal.SIGINT
 
     def __enter__(self):
         self.asked: signal.Signals | None = None
         self._leave = False
-        self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._alone = jax.process_count() == 1
+        self._previous = {kind: signal.signal(kind, self._ask) for kind in self._KINDS}
         return self
 
+    def votes(self) -> np.ndarray | None:
+        """What the devices of this process say to the others [local devices, 2]; a lone process asks none."""
+        if self._alone:
+            return None
+        votes = np.array([self.asked == kind for kind in self._KINDS], np.float32)
+        return np.tile(votes, (parallel.local_count(), 1))
+
+    def agreed(self, votes: Array | None) -> signal.Signals | None:
+        """The signal to stop on after this step, the same on all processes.
+
+        Args:
+          votes: of an earlier step, whose result is there.
+        """
+        if self._alone:
+            return self.asked
+        if votes is None:
+            return None
+        means = np.asarray(parallel.unreplicate(votes)).reshape(-1, len(self._KINDS)).max(axis=0)
+        return next((kind for kind, m in zip(self._KINDS, means, strict=True) if m > 0), None)
+
     def at_once(self, fn: Callable, *args) -> Any:
-        """fn(*args), in which a signal raises `_Stop`; so does one that came before."""
+        """fn(*args), in which a signal raises `_Stop`; so does one that came before.
+
+        Not under several processes, which take part in it together.
+        """
+        if not self._alone:
+            return fn(*args)
         self._leave = True
         try:
             if self.asked:

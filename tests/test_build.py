@@ -267,6 +267,43 @@ def test_a_batch_that_they_cannot_share_is_refused_with_the_next_that_they_can(
         build.check_batch_size(6, parts)
 
 
+SEVERAL = dict(
+    steps=100, steps_per_call=5, log_every=10, eval_every=0, sample_every=0, save_every=50
+)
+
+
+@pytest.mark.parametrize(
+    "sections, rule",
+    [
+        ({}, None),
+        (
+            dict(train=SEVERAL | dict(log_every=7)),
+            "log_every is 7, no multiple of .* = 5; .* 10, or",
+        ),
+        (dict(train=SEVERAL | dict(steps=99)), "train.steps is 99, no multiple .* set it to 100"),
+        (
+            dict(net=dict(name="ddpm"), data=dict(name="digits")),
+            "is 5, but on the CPU a loop .*net.name=ddpm many times slower; set it to 1$",
+        ),
+        (dict(net=dict(name="ddpm"), train=SEVERAL | dict(steps_per_call=1)), None),
+    ],
+)
+def test_several_steps_per_call_want_events_between_calls_and_on_the_cpu_no_convolutions(
+    sections, rule
+):
+    config = resolve(**(dict(train=SEVERAL) | sections))
+    if rule is None:
+        build.check_steps_per_call(config)
+    else:
+        with pytest.raises(ConfigError, match=rule):
+            build.check_steps_per_call(config)
+
+
+def test_several_steps_per_call_want_resident_data():
+    with pytest.raises(ConfigError, match="resident_gib = 0, is read step by step; set it to 1"):
+        build.experiment(resolve(train=SEVERAL | dict(resident_gib=0.0)))
+
+
 def test_a_run_is_evaluated_on_any_number_of_devices(monkeypatch):
     monkeypatch.setattr(build.parallel, "count", lambda: 4)
     build.experiment(resolve(train=dict(batch_size=6)))

@@ -47,6 +47,29 @@ def test_batches_are_those_of_resident_data_from_any_step_on(split, workers):
         np.testing.assert_array_equal(batch.label, 3 * index)
 
 
+def test_a_process_reads_its_own_rows_of_each_batch_and_no_other(split):
+    class Seen:
+        """The array, which notes what is asked of it."""
+
+        def __init__(self):
+            self.asked, self.nbytes = [], split.x.nbytes
+
+        def __len__(self):
+            return N
+
+        def __getitem__(self, index):
+            self.asked += list(index)
+            return split.x[index]
+
+    x = Seen()
+    with stream.batches(Split(x, split.label), 7, 8, 0, 3, rows=slice(4, 8), workers=0) as batches:
+        found = list(batches)
+    index = np.concatenate([batch_indices(7, step, N, 8)[4:] for step in range(3)])
+    np.testing.assert_array_equal(np.concatenate([b.x[:, 0, 0, 0] for b in found]), index)
+    np.testing.assert_array_equal(np.concatenate([b.label for b in found]), 3 * index)
+    assert x.asked == index.tolist()
+
+
 def test_a_part_of_a_split_without_labels_is_streamed_too(split):
     even = take(Split(split.x, None), np.arange(0, N, 2))
     with stream.batches(even, 0, 4, 0, 3, workers=0) as batches:

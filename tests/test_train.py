@@ -360,6 +360,32 @@ def test_a_batch_in_parts_learns_the_density_of_times_of_the_whole():
     np.testing.assert_allclose(after(4).squares, after(1).squares, rtol=1e-4)
 
 
+def test_a_run_of_several_steps_per_call_writes_the_rows_of_one_and_goes_on_like_it(tmp_path):
+    """The second, stopped at the end of its third call, in the middle of a logging window."""
+    every = dict(steps=20, batch_size=8, log_every=4, save_every=0, ema=(0.9,))
+    model, loss = quadratic()
+    random = np.random.default_rng(0).standard_normal((21, 3)).astype(np.float32)
+    states = {}
+    for k, stops in ((1, [6, 20]), (2, [6, 20])):
+        experiment = toy(steps_per_call=k, **every)._replace(model=model, loss=loss)
+        for stop in stops:
+            experiment = experiment._replace(train=experiment.train._replace(steps=stop))
+            checkpoints = run.checkpoints_of(tmp_path / str(k), experiment)
+            (tmp_path / str(k)).mkdir(exist_ok=True)
+            train_only(tmp_path / str(k), experiment, checkpoints, Split(random, None))
+        states[k] = run.start_state(experiment, checkpoints)
+    # a loop's body is another program for the compiler: it may round otherwise
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    jax.tree.map(close, states[1], states[2])
+    one, two = (
+        [json.loads(line) for line in (tmp_path / str(k) / "metrics.jsonl").open()] for k in (1, 2)
+    )
+    assert list(dict.fromkeys(row["step"] for row in one)) == [4, 6, 8, 12, 16, 20]
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        close(list(a.values()), list(b.values()))
+
+
 def test_recomputed_activations_give_the_same_gradient():
     assert relative_error(gradient(toy(remat=True))[1], gradient(toy())[1]) < 1e-6
     args = (toy(remat=True).loss, toy().model.init(jax.random.key(0), (2,)))

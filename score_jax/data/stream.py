@@ -35,26 +35,34 @@ T = TypeVar("T")
 
 
 def batches(
-    split: Split, seed: int, batch_size: int, start: int, stop: int, *, workers: int
+    split: Split,
+    seed: int,
+    batch_size: int,
+    start: int,
+    stop: int,
+    *,
+    rows: slice = slice(None),
+    workers: int,
 ) -> contextlib.AbstractContextManager[Iterator[Split]]:
     """A context with an iterator over the batches of steps start, .., stop - 1, counted from 0.
 
     Leaving it ends the workers.
 
     Args:
+      rows: which of a batch are read, those of this process among several.
       workers: processes that read; 0 reads in a thread of this one, as for a split in memory, which
         every worker would have to copy.
     """
     if isinstance(split.x, np.memmap):  # as Rows, another process maps the same file
         split = take(split, np.arange(len(split.x)))
     on_disk = isinstance(split.x, Rows) and isinstance(split.x.array, np.memmap)
-    batch = functools.partial(_batch, split, seed, batch_size)
-    nbytes = split.x.nbytes // len(split.x) * batch_size
+    batch = functools.partial(_batch, split, seed, batch_size, rows)
+    nbytes = split.x.nbytes // len(split.x) * len(range(batch_size)[rows])
     return in_order(batch, start, stop, nbytes, workers=workers if on_disk else 0)
 
 
-def _batch(split: Split, seed: int, batch_size: int, step: int) -> Split:
-    index = batch_indices(seed, step, len(split.x), batch_size)
+def _batch(split: Split, seed: int, batch_size: int, rows: slice, step: int) -> Split:
+    index = batch_indices(seed, step, len(split.x), batch_size)[rows]
     return Split(split.x[index], None if split.label is None else split.label[index])
 
 
