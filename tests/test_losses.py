@@ -1,7 +1,8 @@
 """Losses: their minimum, their gradient and their identities on Gaussian data, in closed form.
 
 For data with variance lambda along a principal axis and s = alpha^2 / sigma^2, the perfect
-prediction's squared error in eps is lambda s / (1 + lambda s), the posterior variance.
+prediction's squared error in eps is lambda s / (1 + lambda s), the posterior variance. Where the
+minimum is but not its value, also on a mixture of two Gaussians.
 """
 
 from functools import partial
@@ -14,12 +15,13 @@ from conftest import GAUSSIAN, SDES, assert_mean
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from score_jax import adaptive, exact, grids, losses
+from score_jax import adaptive, exact, grids, losses, shapes
 from score_jax import sde as sdes
 from score_jax.model import Model
 from score_jax.types import Batch, Prediction
 
 EIGENVALUES = np.linalg.eigvalsh(GAUSSIAN.covariance)
+WEIGHTS, MEANS, STD = np.array([0.4, 0.6]), np.array([[-1.2, 0.8], [0.8, -1.0]]), 0.25
 
 
 def perfect(sde):
@@ -49,12 +51,20 @@ def batch(key, n=32):
     return Batch(x, None, keys, jnp.arange(n) / n)
 
 
-def values(loss, params=(), loss_state=()):
+def mixture_batch(key):
+    components, key = jax.random.split(key)
+    given = batch(key)
+    chosen = jax.random.choice(components, len(WEIGHTS), given.x.shape[:1], p=jnp.asarray(WEIGHTS))
+    noise = shapes.normal(shapes.fold_in(given.keys, 9), given.x)
+    return given._replace(x=jnp.asarray(MEANS, noise.dtype)[chosen] + STD * noise)
+
+
+def values(loss, params=(), loss_state=(), draw=batch):
     """The loss of 400 independent batches."""
 
     def one(key):
         times, examples = jax.random.split(key)
-        return loss(times, params, loss_state, batch(examples), 0)[0]
+        return loss(times, params, loss_state, draw(examples), 0)[0]
 
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 400))
 
@@ -105,11 +115,20 @@ def test_the_continuous_simple_minimum_is_the_posterior_variance_averaged_over_t
     assert_mean(values(loss), quad(lambda t: error(sde, t), sde.t_min, 1)[0] / (1 - sde.t_min))
 
 
-def test_flow_matchings_minimum_is_the_variance_of_the_velocity():
-    """Errors satisfy alpha x0_err = -sigma eps_err, so that in the velocity is eps_err / (1 - t)."""
-    sde = sdes.linear()
+@pytest.mark.parametrize(
+    ("path", "factor"),
+    [
+        (sdes.linear, lambda t: 1 / (1 - t)),
+        (partial(sdes.cosine, s=0.0, t_min=1e-3), lambda t: np.pi / 2 / np.cos(np.pi / 2 * t)),
+    ],
+    ids=["linear", "cosine"],
+)
+def test_flow_matchings_minimum_is_the_variance_of_the_velocity(path, factor):
+    """Errors satisfy alpha x0_err = -sigma eps_err: in the velocity (sigma' - alpha' sigma / alpha) eps_err."""
+    sde = path()
     loss = losses.flow_matching(perfect(sde))
-    integral = quad(lambda t: error(sde, t) / (1 - t) ** 2, sde.t_min, sde.t_max, limit=200)[0]
+    squared = lambda t: error(sde, t) * factor(t) ** 2
+    integral = quad(squared, sde.t_min, sde.t_max, limit=200)[0]
     assert_mean(values(loss), integral / (sde.t_max - sde.t_min))
 
 
@@ -256,28 +275,58 @@ def test_a_presets_minimum_is_its_papers_weight_times_the_posterior_variance(nam
     assert_mean(values(make(perfect)), minimum())
 
 
-def near_perfect(sde):
-    """The perfect prediction of eps plus a x + b, params (a, b)."""
-    predictor = exact.predictor(sde, exact.gaussian(GAUSSIAN.mean, GAUSSIAN.covariance))
+OTHERS = {
+    "denoising": lambda model: losses.denoising(model(sdes.vp())),
+    "flow_matching": lambda model: losses.flow_matching(model(sdes.linear())),
+}
+PERFECT = {name: make for name, (make, _) in PRESETS.items()} | OTHERS
+
+
+def around(base, sde):
+    """base(sde, c, x, t)'s prediction of eps plus a x + b, params (a, b, c)."""
 
     def predict(params, x, t, label=None, *, keys=None, augment=None):
         alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
-        eps = predictor(x, t).eps + params[0] * x + params[1]
+        eps = base(sde, params[2], x, t) + params[0] * x + params[1]
         return Prediction((x - sigma * eps) / alpha, eps)
 
     return Model(init=None, sde=lambda params: sde, predict=predict)
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "denoising", "flow_matching"])
+def gradients(name, base, draw, c):
+    """By a (2), b (2) and c: [400, 5]."""
+    loss = PERFECT[name](partial(around, base))
+
+    def gradient(key, params, *rest):
+        by = jax.grad(lambda params: loss(key, params, *rest)[0])(params)
+        return (jnp.append(jnp.concatenate(by[:2]), by[2]),)
+
+    return values(gradient, (jnp.zeros(2), jnp.zeros(2), jnp.asarray(c)), draw=draw)
+
+
+@pytest.mark.parametrize("name", PERFECT)
 def test_the_true_score_is_every_presets_minimiser(name):
-    others = {
-        "denoising": lambda model: losses.denoising(model(sdes.vp())),
-        "flow_matching": lambda model: losses.flow_matching(model(sdes.linear())),
-    }
-    loss = others[name](near_perfect) if name in others else PRESETS[name][0](near_perfect)
-    gradient = lambda key, params, *rest: (jax.grad(lambda p: loss(key, p, *rest)[0])(params),)
-    found = values(gradient, jnp.zeros((2, 2)))
-    assert_mean(found.reshape(400, 4), 0.0)
+    truth = exact.gaussian(GAUSSIAN.mean, GAUSSIAN.covariance)
+    base = lambda sde, c, x, t: exact.predictor(sde, truth)(x, t).eps
+    assert_mean(gradients(name, base, batch, 0.0)[:, :4], 0.0)
+
+
+@pytest.mark.parametrize("name", PERFECT)
+def test_a_mixtures_score_is_every_presets_minimiser_and_a_gaussians_of_its_moments_is_not(name):
+    """On the line from the one to the other; the Gaussian's is a minimiser among linear functions of x."""
+    mean = WEIGHTS @ MEANS
+    covariance = (WEIGHTS * (MEANS - mean).T) @ (MEANS - mean) + STD**2 * np.eye(2)
+    truth, gaussian = exact.mixture(WEIGHTS, MEANS, STD), exact.gaussian(mean, covariance)
+
+    def base(sde, c, x, t):
+        eps = [exact.predictor(sde, logp)(x, t).eps for logp in (truth, gaussian)]
+        return (1 - c) * eps[0] + c * eps[1]
+
+    assert_mean(gradients(name, base, mixture_batch, 0.0), 0.0)
+    found = np.asarray(gradients(name, base, mixture_batch, 1.0))
+    assert_mean(found[:, :4], 0.0)
+    # standard errors, of 20 at the least
+    assert np.mean(found[:, 4]) > 10 * np.std(found[:, 4]) / np.sqrt(len(found))
 
 
 def same(sde, first, *others):

@@ -155,6 +155,170 @@ def test_every_gradient_is_that_of_the_squared_distance_to_the_true_score(level,
     assert_mean(found, np.broadcast_to(truth, found.shape[1:]))
 
 
+WEIGHTS, MEANS, STD = np.array([0.4, 0.6]), np.array([[-0.9, 0.5], [0.7, -0.6]]), 0.5
+MIXTURE = exact.mixture(WEIGHTS, MEANS, STD)
+MIDDLE = WEIGHTS @ MEANS
+SPREAD = (WEIGHTS * (MEANS - MIDDLE).T) @ (MEANS - MIDDLE) + STD**2 * np.eye(2)
+
+
+class Bent:
+    """Scores linear in (1, x, tanh(w . x + b)): w and b are the mixture's, whose score is one of them.
+
+    That of two Gaussians of variance v at m_1 and m_2 is ((m_1 + m_2) / 2 + (m_1 - m_2) / 2 tanh - x) /
+    v, where tanh is the difference of their posterior probabilities. Expectations are sums over a
+    grid of points [n, 2] with the density's weights.
+    """
+
+    def __init__(self, data, level):
+        alpha, sigma, self.scale = level_coefficients(level)
+        variance = (alpha * STD) ** 2 + sigma**2
+        first, second = means = alpha * MEANS
+        self.w = (first - second) / (2 * variance)
+        self.b = (second @ second - first @ first) / (4 * variance) + np.log(
+            WEIGHTS[0] / WEIGHTS[1]
+        ) / 2
+        axis = np.linspace(-6, 6, 241)
+        self.x = x = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+        if data == "mixture":
+            square = np.sum((x[:, None] - means) ** 2, axis=2) / variance
+            p = np.exp(-square / 2) @ WEIGHTS
+            rows = [(first + second) / 2, *-np.eye(2), (first - second) / 2]
+            self.truth = np.stack(rows) / variance
+        else:
+            p = np.exp(GAUSSIAN.logp(x, (alpha, sigma)))
+            self.truth = linear_rows(*GAUSSIAN.moments((alpha, sigma)))
+        self.p = p / p.sum()
+        self.linear = linear_rows(alpha * MIDDLE, alpha**2 * SPREAD + sigma**2 * np.eye(2))
+        self.model = of_score(lambda theta, x, t: self.features(x, jnp) @ theta)
+
+    def features(self, x, np=np):
+        tanh = np.tanh(x @ self.w + self.b)[:, None]
+        return np.concatenate([np.ones_like(tanh), x, tanh], axis=1)
+
+    def derivatives(self):
+        """Of the features by x: [n, 2, 4]."""
+        slope = 1 - self.features(self.x)[:, 3:] ** 2
+        rows = np.zeros((len(self.x), 2, 4))
+        rows[:, :, 1:3], rows[:, :, 3] = np.eye(2), slope * self.w
+        return rows
+
+    def gradients(self, theta):
+        """Of J by each column of theta, E[phi s_i + d phi / dx_i] its mean: [n, 2, 4]."""
+        phi = self.features(self.x)
+        return phi[:, None] * (phi @ theta)[:, :, None] + self.derivatives()
+
+    def product(self, a, b=None):
+        """E sum_i a_i b_i^T of a and b [n, 2, 4]."""
+        return np.einsum("n,nij,nik->jk", self.p, a, a if b is None else b)
+
+
+def linear_rows(mean, covariance):
+    """The score of N(mean, covariance) in the features' coordinates."""
+    precision = np.linalg.inv(covariance)
+    return np.stack([precision @ mean, *-precision, np.zeros(2)])
+
+
+def drawn(data, key, n):
+    components, noise, examples = jax.random.split(key, 3)
+    noise = jax.random.normal(noise, (n, 2))
+    if data == "gaussian":
+        root = jnp.asarray(np.linalg.cholesky(GAUSSIAN.covariance))
+        x = jnp.asarray(GAUSSIAN.mean) + noise @ root.T
+    else:
+        chosen = jax.random.choice(components, len(WEIGHTS), (n,), p=jnp.asarray(WEIGHTS))
+        x = jnp.asarray(MEANS)[chosen] + STD * noise
+    return Batch(x, None, jax.random.split(examples, n), jnp.arange(n) / n)
+
+
+def family(model, data, level):
+    logp = NOISED_LOGP if data == "gaussian" else MIXTURE
+    found = {
+        "explicit": sm.explicit(model, noised_logp=logp, level=level),
+        "implicit": sm.implicit(model, level=level),
+        "sliced": sm.sliced(model, level=level),
+        "sliced_vr": sm.sliced_vr(model, level=level),
+        "finite_difference": sm.finite_difference(model, level=level, step=0.02),
+    }
+    if level:
+        found["denoising"] = losses.denoising(model, weight=losses.simple, level=level)
+    return found
+
+
+@pytest.mark.parametrize("level", [0.0, 0.4])
+def test_on_a_mixture_every_gradient_is_zero_at_the_true_score_and_known_at_a_gaussians(level):
+    """The Gaussian of the mixture's moments: nothing is left along linear functions, and more than 10
+    standard errors along tanh.
+    """
+    bent = Bent("mixture", level)
+
+    def gradients(key, theta):
+        given = drawn("mixture", key, 32)
+        total = lambda theta, loss: loss(key, theta, (), given, 0)[0]
+        of = family(bent.model, "mixture", level).values()
+        return jnp.stack([jax.grad(total)(theta, loss) for loss in of])
+
+    run = jax.jit(jax.vmap(gradients, (0, None)))
+    keys = jax.random.split(jax.random.key(0), 400)
+    # explicit's is zero in each draw at the true score
+    found = np.asarray(run(keys, jnp.asarray(bent.truth, jnp.float32)))
+    np.testing.assert_allclose(found[:, 0], 0, atol=1e-4)
+    assert_mean(found[:, 1:], 0.0)
+    found = np.asarray(run(keys, jnp.asarray(bent.linear, jnp.float32)))
+    known = bent.scale**2 * np.einsum("n,nij->ji", bent.p, bent.gradients(bent.linear))
+    np.testing.assert_allclose(known[:3], 0, atol=1e-9)
+    assert_mean(found, np.broadcast_to(known, found.shape[1:]))
+    stderr = found.std(axis=0) / np.sqrt(len(found))
+    assert np.all(np.max(np.abs(known[3]) / stderr[:, 3], axis=1) > 10)
+
+
+@pytest.mark.parametrize("data", ["gaussian", "mixture"])
+@pytest.mark.parametrize("level", [0.0, 0.7])
+def test_the_score_fitted_to_points_is_the_true_one_up_to_the_known_sampling_error(
+    x64, data, level
+):
+    """E ||s - s*||^2 / E ||s*||^2 of fits to n = 2000 points each, of which there are 100.
+
+    The losses are quadratic in theta: one Newton step fits. With G = E phi phi^T and u_i the gradient
+    of J by column i at the true score, of covariance C_i, the error is sum_i tr(G^-1 C_i) / n for large
+    n. Of implicit matching sum_i C_i = E sum_i u_i u_i^T; slicing by random signs in D = 2 dimensions
+    makes it D times that. Where only the Jacobian is sliced, d phi / dx_j adds its square D - 1 times,
+    by signs or on the sphere. Denoising's u_i is phi (s_i + eps_i / sigma), E[Var(eps_i | x_t)] phi
+    phi^T / sigma^2, where sum_i Var(eps_i | x_t) = D + sigma^2 div s*. Explicit's has none.
+    """
+    bent, n, replicates = Bent(data, level), 2000, 100
+    phi, slopes = bent.features(bent.x), bent.derivatives()
+    of = family(bent.model, data, level)
+
+    def fits(key):
+        given = drawn(data, key, n)
+        theta = []
+        for loss in of.values():
+            gradient = jax.grad(lambda flat: loss(key, flat.reshape(4, 2), (), given, 0)[0])  # noqa: B023
+            hessian = jax.jacfwd(gradient)(jnp.zeros(8))
+            theta.append(-jnp.linalg.solve(hessian, gradient(jnp.zeros(8))).reshape(4, 2))
+        return jnp.stack(theta)
+
+    found = jax.jit(lambda keys: jax.lax.map(fits, keys))
+    found = np.asarray(found(jax.random.split(jax.random.key(0), replicates)))
+    np.testing.assert_allclose(
+        found[:, 0], np.broadcast_to(bent.truth, found[:, 0].shape), atol=1e-6
+    )
+    assert_mean(found[:, 1:], np.broadcast_to(bent.truth, found[0, 1:].shape))
+
+    whole = bent.product(bent.gradients(bent.truth))
+    jacobian = bent.product(slopes)
+    covariances = [whole, 2 * whole, whole + jacobian, whole + jacobian]
+    if level:
+        variance = 2 + bent.scale**2 * np.einsum("nij,ji->n", slopes, bent.truth)
+        covariances.append(np.einsum("n,nj,nk->jk", bent.p * variance, phi, phi) / bent.scale**2)
+    gram = np.einsum("n,nj,nk->jk", bent.p, phi, phi)
+    square = bent.p @ np.sum((phi @ bent.truth) ** 2, axis=1)
+    expected = [np.trace(np.linalg.solve(gram, c)) / n / square for c in covariances]
+    off = found[:, 1:] - bent.truth
+    errors = np.einsum("rmji,jk,rmki->rm", off, gram, off) / square
+    assert_mean(errors, np.array(expected))
+
+
 POINT = np.array([0.6, -1.1, 0.4])
 MATRIX = np.array([[1.0, 0.7, -0.2], [0.1, 0.5, 0.4], [0.3, -0.6, 1.4]])
 SHIFT = np.array([0.3, 0.2, -0.5])
