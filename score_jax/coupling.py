@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from score_jax import parallel, shapes
 from score_jax.types import Keys
@@ -39,7 +39,7 @@ def assignment(x: Float[Array, "n *s"], eps: Float[Array, "n *s"]) -> Int[Array,
     return jnp.zeros_like(columns).at[rows].set(columns)
 
 
-def independent(keys: Keys, x: Float[Array, "b *s"], axis_name: str | None) -> None:
+def independent(keys: Keys, x: Num[Array, "b *s"], axis_name: str | None) -> None:
     """No coupling: the loss draws the noise."""
     return None
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+PART = ".part-"  # how the names of files begin that are being written
 # what a file system answers that cannot flush a folder
 _NO_SYNC = errno.EINVAL, errno.ENOTSUP, errno.EBADF
 
@@ -31,7 +32,8 @@ def write(path: Path, writer: Callable[[Path], None]):
     Raises:
       WriteError: the disk is full, or refuses.
     """
-    part = path.with_name(f".part-{path.name}")
+    # of this process alone: another may be writing the same file
+    part = path.with_name(f"{PART}{os.getpid()}-{path.name}")
     with naming(path):
         try:
             writer(part)

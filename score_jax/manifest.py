@@ -74,9 +74,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> set[str]:
-    """Their paths from the folder, the manifest left out."""
+    """Their paths from the folder, without the manifest, and what a kill left of one being written."""
     found = (path for path in folder.rglob("*") if not path.is_dir())
-    return {path.relative_to(folder).as_posix() for path in found} - {NAME}
+    names = {path.relative_to(folder).as_posix() for path in found} - {NAME}
+    return {name for name in names if not name.startswith(files.PART)}
 
 
 def _digest(path: Path) -> dict[str, Any]:

@@ -27,7 +27,8 @@ def save(path: Path, x: np.ndarray, levels: int | None):
       x: integer levels, or continuous if `levels` is None; continuous images are shown from their
         smallest value to their largest.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if x.ndim == 4:
         files.write(path, lambda part: _grid(part, _to_bytes(x, levels)))
     else:

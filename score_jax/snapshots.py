@@ -55,7 +55,8 @@ def parse(text: str) -> Callable[[float], ema.Profile]:
 
 def write(folder: Path, step: int, sigma_rels: tuple[float, ...], averages: tuple[Params, ...]):
     """Writes the snapshot of a step, whole or not at all."""
-    folder.mkdir(exist_ok=True)
+    with files.naming(folder):
+        folder.mkdir(exist_ok=True)
     arrays = {"sigma_rel": np.array(sigma_rels)}
     for i, average in enumerate(averages):
         arrays |= {f"{i}/{name}": np.asarray(leaf) for name, leaf in _named(average)}

@@ -215,6 +215,7 @@ def trials(config_file: str, shared: list[str], found: list[Overrides], metric: 
 def _trial(config_file: str, shared: list[str], overrides: Overrides, metric: str) -> Trial:
     config = cli.load_config(config_file, [*shared, *arguments(overrides)])
     build.check_batch_size(config["train"]["batch_size"], config["train"]["accumulate"])
+    build.check_steps_per_call(config)
     experiment = build.experiment(config)
     why = experiment.no_bits or experiment.no_elbo
     if metric == "val_elbo" and why:
@@ -274,7 +275,8 @@ def keep(folder: Path, base: Config, trials: list[Trial], commands: dict[str, st
     """
     path, base = folder / "sweep.json", json.loads(json.dumps(base))
     held = load(folder) if path.exists() else {"base": base, "trials": {}}
-    old, new = flat(held["base"]), flat(base)
+    # an option that is newer than the sweep has its default there
+    old, new = flat(json.loads(json.dumps(build.resolve(held["base"])))), flat(base)
     for key in old | new:
         if key not in FREE and old.get(key) != new.get(key):
             raise ValueError(

@@ -266,8 +266,8 @@ def fit(
 
     A signal stops it after the step that is being taken, or at once in a validation or a picture:
     the state is saved, and what was due at its step is the first thing that the resumed run does.
-    Several processes stop together, after the step that follows the signal to any of them, and
-    after what is due there.
+    Several processes stop together, within two steps of the signal to any of them; what is due there
+    is done by the resumed run.
 
     Args:
       step_fn: from `make_train_step` with axis name `parallel.AXIS`, unmapped.
@@ -349,6 +349,8 @@ def fit(
                 logged += _finite(_rows(fetched, n_steps), step, skip, checkpoints)
                 pending = []
             if logging and logged:  # none if all were skipped
+                # another loss, which a changed config brought, has other metrics than saved rows
+                logged = [row for row in logged if row.keys() == logged[-1].keys()]
                 log.train(
                     step, {name: np.mean([row[name] for row in logged]) for name in logged[0]}
                 )
@@ -426,7 +428,7 @@ def _finite(
             raise FloatingPointError(
                 f"{broken[0]} is {row[broken[0]]} at step {at}; {checkpoints.kept()}; lower "
                 "config.optim.lr or config.optim.clip, in another --workdir or with "
-                "--allow_config_change"
+                "--allow_config_change, or leave such steps out with config.train.skip_nan"
             )
     return good
 

@@ -9,6 +9,7 @@ sweep's folder:
 import contextlib
 import json
 import math
+import os
 import shlex
 import signal
 import subprocess
@@ -182,9 +183,22 @@ class Process:
         self.wait()
         return True
 
+    def wait_in_signal(self):
+        """Returns when it has ended: for a signal's handler, which may have interrupted `wait`.
+
+        That holds a lock of the process, for which the handler would wait for ever.
+        """
+        with contextlib.suppress(ChildProcessError):  # `wait` was told already
+            end = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            self._note(end.si_status if end.si_code == os.CLD_EXITED else -end.si_status)
+
     def wait(self) -> int:
         """Its exit code, when it has ended; how it ended is then written down."""
         code = self._process.wait()
+        self._note(code)
+        return code
+
+    def _note(self, code: int):
         with _log(self._folder, self._name, "err").open("rb") as file:
             file.seek(self._before)
             lines = file.read().decode(errors="replace").split("\n")
@@ -193,7 +207,6 @@ class Process:
         # a process that is killed says nothing of it
         error = "" if code == 0 else how if code < 0 or not said else said[-1]
         end(self._folder, self._name, code, error)
-        return code
 
 
 def _size(path: Path) -> int:
@@ -235,20 +248,27 @@ def run(
       tell: called with the names of the running trials, often.
     """
     waiting, running, stopped = deque(commands.items()), {}, False
-    while waiting or running:
-        if stop.asked is not None and not stopped:
-            stopped = True
-            waiting.clear()
-            for process in running.values():
-                process.stop()
-        while waiting and len(running) < jobs:
-            name, command = waiting.popleft()
-            running[name] = Process(folder, name, command, env)
-        for name, process in list(running.items()):
-            if process.ended():
-                del running[name]
-        tell(set(running))
-        time.sleep(_POLL if running else 0.0)
+    try:
+        while waiting or running:
+            if stop.asked is not None and not stopped:
+                stopped = True
+                waiting.clear()
+                for process in running.values():
+                    process.stop()
+            while waiting and len(running) < jobs:
+                name, command = waiting.popleft()
+                running[name] = Process(folder, name, command, env)
+            for name, process in list(running.items()):
+                if process.ended():
+                    del running[name]
+            tell(set(running))
+            time.sleep(_POLL if running else 0.0)
+    except BaseException:  # a full disk: no trial is left to run alone
+        for process in running.values():
+            process.stop()
+        for process in running.values():
+            process.wait_in_signal()
+        raise
 
 
 class Job:
@@ -272,7 +292,7 @@ class Job:
 
         if self._process is not None:
             self._process.stop()
-            self._process.wait()
+            self._process.wait_in_signal()
         return DelayedSubmission(Job(*self._arguments))
 
 

@@ -201,7 +201,8 @@ class Writer:
                         f"{name} is {value} at step {step - len(rows) + 1 + i}; "
                         f"{self._member.checkpoints.kept()}"
                     )
-        self._logged += rows
+        if not self.error:
+            self._logged += rows
         return not self.error
 
     def log(self, step: int):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from score_jax.files import write_text
+from score_jax.files import naming, write_text
 
 # options that say where the data are and how fast they come, and change no number of a run
 FREE = {
@@ -52,9 +52,9 @@ def claim(
     path = workdir / "config.json"
     if path.exists() and not allow_change:
         old = complete(_tuples(_read(path)))
-        old, new = _flat(json.loads(json.dumps(old))), _flat(json.loads(json.dumps(config)))
+        old, new = flat(json.loads(json.dumps(old))), flat(json.loads(json.dumps(config)))
         keys = sorted((old.keys() | new.keys()) - FREE)
-        say = lambda flat, key: repr(flat[key]) if key in flat else "absent"
+        say = lambda values, key: repr(values[key]) if key in values else "absent"
         changed = [
             f"config.{key} = {say(old, key)}, not {say(new, key)}"
             for key in keys
@@ -113,9 +113,10 @@ def lock(workdir: Path) -> TextIO:
             f"{workdir} cannot be locked: {error.strerror}; let no other process train in it",
             file=sys.stderr,
         )
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with naming(workdir / "lock"):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     return file
 
 
@@ -154,10 +155,10 @@ def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
+def flat(tree: dict, prefix: str = "") -> dict:
+    """The values of a config by SECTION.OPTION."""
+    found = {}
     for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found

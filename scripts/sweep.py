@@ -32,6 +32,7 @@ from rich.console import Console
 
 from score_jax import cli, ranking, sweep, trials, vmapped, workdir
 from score_jax.build import ConfigError
+from score_jax.files import WriteError, naming
 
 CONFIG = flags.DEFINE_string("config", None, "config file of all trials; required")
 WORKDIR = flags.DEFINE_string("workdir", None, "the sweep's folder; default runs/CONFIG_SWEEP")
@@ -88,8 +89,10 @@ def main(overrides: list[str]) -> int:
         folder = Path(WORKDIR.value or f"runs/{Path(CONFIG.value).stem}_{kind}")
         if VMAP.value:
             vmapped.check(made)
-        held = sweep.keep(folder, base, made, {t.name: command(folder, t, overrides) for t in made})
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         lock = workdir.lock(folder)
+        held = sweep.keep(folder, base, made, {t.name: command(folder, t, overrides) for t in made})
         left = {
             t.name: held["trials"][t.name]["command"]
             for t in made
@@ -102,12 +105,16 @@ def main(overrides: list[str]) -> int:
     read = lambda running=(): [
         trials.status(folder, name, entry, running) for name, entry in held["trials"].items()
     ]
-    with lock, trials.StopSignals() as stop, ranking.live(folder, read, metric) as tell:
-        if VMAP.value:
-            vmapped.run_all(folder, [t for t in made if t.name in left], stop, tell)
-        else:
-            trials.run(folder, left, JOBS.value, stop, tell)
-    ranking.plot(folder, read(), metric)
+    try:
+        with lock, trials.StopSignals() as stop, ranking.live(folder, read, metric) as tell:
+            if VMAP.value:
+                vmapped.run_all(folder, [t for t in made if t.name in left], stop, tell)
+            else:
+                trials.run(folder, left, JOBS.value, stop, tell)
+        ranking.plot(folder, read(), metric)
+    except WriteError as error:
+        print(f"sweep.py: {error}; make room there, and the same command goes on", file=sys.stderr)
+        return 1
     if stop.asked is not None:
         print(f"{folder}: stopped and saved; the same command goes on from there")
         return CODES[stop.asked]
@@ -118,7 +125,9 @@ def main(overrides: list[str]) -> int:
 def command(folder: Path, trial: sweep.Trial, shared: list[str]) -> str:
     """What trains a trial, by hand too."""
     script = Path(__file__).resolve().with_name("train.py")
-    flags_of_train = [f"--config={CONFIG.value}", f"--workdir={folder / trial.name}", *shared]
+    # absolute: it may be run from anywhere
+    place = (folder / trial.name).resolve()
+    flags_of_train = [f"--config={Path(CONFIG.value).resolve()}", f"--workdir={place}", *shared]
     own = sweep.arguments(trial.overrides)
     return shlex.join([sys.executable, str(script), *flags_of_train, *own])
 

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+import jax
 from absl import flags
 
 from score_jax import build, cli, distributed, run, workdir
@@ -52,6 +53,8 @@ def join():
 
 
 def main(overrides: list[str]) -> int:
+    # before the loop there is nothing to save
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
     with cli.user_errors():
         config = cli.load_config(CONFIG.value, overrides)
         build.check_batch_size(config["train"]["batch_size"], config["train"]["accumulate"])
@@ -59,7 +62,9 @@ def main(overrides: list[str]) -> int:
         experiment = build.experiment(config)
         folder = Path(WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
         data = fingerprint(experiment.data)
-        distributed.check_same(config=config, data=data, workdir=str(folder))
+        same = {key: v for key, v in workdir.flat(config).items() if key not in workdir.FREE}
+        devices = jax.local_device_count()
+        distributed.check_same(config=same, data=data, workdir=str(folder), devices=devices)
         lock = distributed.first(lambda: claim(folder, config, data))  # held until the process ends
         checkpoints = run.checkpoints_of(folder, experiment)
         state = run.start_state(experiment, checkpoints)
@@ -82,14 +87,20 @@ def main(overrides: list[str]) -> int:
     say(f"{folder}: training from step {start} to {steps}; the first step compiles", flush=True)
     try:
         stopped = run.fit(folder, experiment, state, checkpoints)
-    except FloatingPointError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+    except FloatingPointError as error:  # on all processes alike
+        if distributed.is_first():
+            print(f"train.py: {error}", file=sys.stderr)
         return 1
     except WriteError as error:
         print(
             f"train.py: {error}; {checkpoints.kept()}; make room there, and the same command goes on",
             file=sys.stderr,
         )
+        if jax.process_count() > 1:
+            # the others are in a step that this one does not take; they end when it is gone, and
+            # would wait for minutes if it waited for them
+            sys.stderr.flush()
+            os._exit(1)
         return 1
     finally:
         if lock is not None:

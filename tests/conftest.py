@@ -26,6 +26,13 @@ SDES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """The programs of a file are of no use to the next, and all together take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """float64 inside the test. An SDE must be made inside too: its constants have the precision of its making."""

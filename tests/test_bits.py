@@ -234,6 +234,7 @@ RESULT = {
         "elbo": 0.003,
     },
     "nfe": 48.0,
+    "no_elbo": None,
     "importance": 1,
     "failed": 0,
     "dequantization": "uniform",

@@ -330,3 +330,15 @@ def test_restoring_unpickles_nothing(folder):
     finally:
         _listening.clear()
     assert _unpickled == []
+
+
+def test_a_kill_while_notes_are_changed_leaves_the_checkpoint_whole(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(10, {"a": np.arange(3.0)}, [], owed=["picture"])
+    checkpoints.wait()
+    # what is left of a file that was being written
+    (tmp_path / "10" / ".part-123-manifest.json").write_text('{"files": {')
+    again = Checkpoints(tmp_path)
+    assert again.latest() == 10
+    again.change_notes(10, owed=[])
+    assert Checkpoints(tmp_path).notes(10)["owed"] == []

@@ -328,6 +328,7 @@ def test_the_numbers_of_an_image_are_the_same_in_any_batch_on_any_devices(
     """Those of all 75 images within 1e-5 bits/dim, on a fixed grid, of 64 in a batch on four devices."""
     experiment, params, split = images
     monkeypatch.setattr(parallel, "count", lambda: devices)
+    monkeypatch.setattr(parallel, "local_count", lambda: devices)
     fn = evaluate.both(run.ode(experiment), run.elbo(experiment))
     per_example = evaluate.per_example(fn, batch_size=batch_size, labels=False)
     key = jax.random.fold_in(jax.random.key(0), run._TEST)

@@ -27,7 +27,7 @@ def trained(folder, **sections):
     start = run.start_state(experiment, checkpoints)
     folder.mkdir(exist_ok=True)
     workdir.record(folder, config, "")
-    assert run.fit(folder, experiment, start, checkpoints)
+    assert run.fit(folder, experiment, start, checkpoints) is None
     return experiment, run.start_state(experiment, checkpoints)
 
 

@@ -87,7 +87,7 @@ def test_several_seeds_make_a_row_of_medians_and_half_ranges():
     np.testing.assert_allclose(found["above"], [0.2, 0.2])
     np.testing.assert_allclose(found["score"], [[0.2, 0.2]] * len(objectives_measure.LOG_SNRS))
     np.testing.assert_allclose(found["w2"], [0.2, 0.1])
-    assert found["step_seconds"] == 2e-3 and found["seconds"] == 180.0
+    assert found["step_seconds"] == 1e-3 and found["seconds"] == 180.0
     assert objectives.median(rows[:1]) == rows[0]
 
 

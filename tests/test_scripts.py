@@ -187,7 +187,10 @@ def test_a_sweep_goes_over_the_checkpoints_and_the_averages(home, run):
     ("flag", "message"),
     [
         ("--steps=4,5", "the run has no checkpoint '5'; choose from 4, 6, or all"),
-        ("--ema=1", "the run has no such average; choose from 0 (ema 0.9), raw, or all"),
+        (
+            "--ema=1",
+            "the run has no such average; choose from 0 (ema 0.9), raw, all, or one made of",
+        ),
     ],
 )
 def test_a_checkpoint_or_an_average_that_is_not_there_is_one_line(home, run, flag, message):

@@ -127,7 +127,8 @@ def kill(home: Path, run: Run, rng: random.Random) -> str | None:
     process = start(home, run)
     while "training from" not in (line := process.stdout.readline()):
         if not line:
-            return finish(process) and None
+            finish(process)
+            return None
     what = rng.choice(["start", "row", "save", "saved", "saved", "picture"])
     # short for what is short, so that the kill falls into it
     delay = rng.uniform(0, SECONDS if what in ("start", "row", "saved") else 0.3)
@@ -137,7 +138,8 @@ def kill(home: Path, run: Run, rng: random.Random) -> str | None:
         time.sleep(0.0005)
     time.sleep(delay)
     if process.poll() is not None:
-        return finish(process) and None
+        finish(process)
+        return None
     process.kill()
     process.communicate()
     if (run.saved / ".part").exists():
