@@ -189,7 +189,8 @@ def test_a_sweep_goes_over_the_checkpoints_and_the_averages(home, run):
         ("--steps=4,5", "the run has no checkpoint '5'; choose from 4, 6, or all"),
         (
             "--ema=1",
-            "the run has no such average; choose from 0 (ema 0.9), raw, all, or one made of",
+            "the run has no such average; choose from 0 (ema 0.9), raw, all, or one made of snapshots, as "
+            "power:0.1",
         ),
     ],
 )
