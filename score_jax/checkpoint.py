@@ -36,6 +36,21 @@ logging.getLogger("absl").addFilter(
 )
 
 
+def _without_late(show: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The hook for exceptions that nobody can catch, but for those of orbax's writes that end after a failed save."""
+
+    def hook(raised):
+        late = raised.exc_type is RuntimeError and str(raised.exc_value) == "Event loop is closed"
+        if not late:
+            show(raised)
+
+    return hook
+
+
+# when a save fails, orbax closes its event loop while writes of other arrays are under way
+sys.unraisablehook = _without_late(sys.unraisablehook)
+
+
 class _Job(NamedTuple):
     """A checkpoint to be written: the state's arrays are on the host."""
 
@@ -169,10 +184,6 @@ class Checkpoints:
         if step == 0:
             return {}
         return self._verify(step)["notes"]
-
-    def unlogged(self, step: int) -> list[dict[str, float]]:
-        """The metrics saved with a step's state; none before the first step."""
-        return self.notes(step).get("unlogged", [])
 
     def change_notes(self, step: int, **notes: Any):
         """Puts these in the place of the notes of the same names of a step that is on the disk.

@@ -41,6 +41,7 @@ def check(folder: Path) -> dict[str, Any]:
 
     Raises:
       DamageError: a file is missing, additional, cut short or changed, or the manifest is.
+      OSError: a file cannot be read, which does not say that it is damaged.
     """
     try:
         body = _read(folder / NAME)
@@ -55,9 +56,14 @@ def check(folder: Path) -> dict[str, Any]:
                 raise DamageError(f"{name} has {size} bytes instead of {digest['size']}")
             if _digest(folder / name) != digest:
                 raise DamageError(f"{name} has other bytes than were written")
-    except OSError as error:
-        name = Path(error.filename or folder).name
-        raise DamageError(f"{name} cannot be read: {error.strerror}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DamageError(f"{Path(error.filename or folder).name} is missing") from error
+    except (
+        OSError
+    ) as error:  # it may be whole: a run that went on from an older one would delete it
+        raise OSError(
+            f"{error.filename or folder} cannot be read: {error.strerror}; try again, or move {folder} away"
+        ) from error
     return body
 
 

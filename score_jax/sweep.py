@@ -19,7 +19,7 @@ import numpy as np
 from score_jax import build, cli
 from score_jax.build import Config, ConfigError
 from score_jax.files import write_text
-from score_jax.workdir import FREE
+from score_jax.workdir import FREE, flat
 
 Overrides = dict[str, Any]
 
@@ -321,14 +321,3 @@ def load(folder: Path) -> dict:
         ) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged; restore it or use another --workdir") from error
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """The values of a config by "SECTION.OPTION"."""
-    result = {}
-    for section, options in config.items():
-        if isinstance(options, dict):
-            result |= {f"{section}.{option}": value for option, value in options.items()}
-        else:
-            result[section] = options
-    return result

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from score_jax import build, parallel, run, snapshots, sweep, train, trials, workdir
+from score_jax import build, parallel, run, snapshots, train, trials, workdir
 from score_jax.build import ConfigError, Experiment
 from score_jax.checkpoint import Checkpoints
 from score_jax.data.base import Split
@@ -52,7 +52,7 @@ def check(found: list[Trial]):
             f"--vmap is for config.optim.name='adam', not {first['optim']['name']!r}; leave out --vmap"
         )
     for trial in found[1:]:
-        old, new = sweep.flat(first), sweep.flat(trial.config)
+        old, new = workdir.flat(first), workdir.flat(trial.config)
         for key in old | new:
             if key not in VARIES and old.get(key) != new.get(key):
                 raise ConfigError(

@@ -66,9 +66,9 @@ def test_what_is_saved_comes_back_bitwise_with_its_structure_and_its_notes(tmp_p
     assert jax.tree.structure(restored) == jax.tree.structure(state(5))
     assert restored.params["half"].dtype == jnp.bfloat16
     assert_restores(again, 5)
-    assert again.unlogged(5) == rows
+    assert again.notes(5)["unlogged"] == rows
     assert again.notes(5) == {"unlogged": rows, "owed": ["picture"], "rows": 7}
-    assert (again.unlogged(0), again.notes(0)) == ([], {})
+    assert again.notes(0) == {}
 
 
 def test_notes_are_changed_in_a_checkpoint_that_stays_whole(folder):
@@ -208,7 +208,7 @@ def test_saving_returns_while_the_disk_is_slow_and_leaves_out_what_it_cannot_tak
         )
         go.set()
     assert checkpoints.steps() == [1, 4]
-    assert checkpoints.unlogged(4) == [{"loss": 0.5}]
+    assert checkpoints.notes(4)["unlogged"] == [{"loss": 0.5}]
     assert_restores(Checkpoints(tmp_path), 4)
 
 
@@ -342,3 +342,20 @@ def test_a_kill_while_notes_are_changed_leaves_the_checkpoint_whole(tmp_path):
     assert again.latest() == 10
     again.change_notes(10, owed=[])
     assert Checkpoints(tmp_path).notes(10)["owed"] == []
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
+    """Else the run would go on from the one before, and delete it."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, {"a": np.arange(3.0)}, [])
+        checkpoints.wait()
+
+    def broken(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "_digest", broken)
+        with pytest.raises(OSError, match="cannot be read: Input/output error; try again, or move"):
+            Checkpoints(tmp_path).latest()
+    assert Checkpoints(tmp_path).latest() == 2
