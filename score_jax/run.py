@@ -29,6 +29,7 @@ from score_jax import (
 from score_jax.build import EvalOptions, Experiment
 from score_jax.checkpoint import Checkpoints
 from score_jax.coupling import COUPLINGS
+from score_jax.cross_entropy import by_level
 from score_jax.data.base import Split, to_levels, to_model
 from score_jax.data.base import take as take_examples
 from score_jax.dequantize import DEQUANTIZATIONS
@@ -205,27 +206,26 @@ def fit(
     step_fn = train_step(experiment, parallel.AXIS)
     n = min(options.eval_images, len(data.validation.x))
     validation = take_examples(data.validation, np.arange(n))
-    values = {
-        "loss": _per_example(
-            experiment,
-            evaluate.loss_values(experiment.validation_loss, data.levels, experiment.points),
-        ),
-    }
+    fns = [evaluate.loss_values(experiment.validation_loss, data.levels, experiment.points)]
     if not (experiment.no_bits or experiment.no_elbo):
-        values["elbo"] = _per_example(experiment, elbo(experiment))
+        fns.append(elbo(experiment))
+    if experiment.model.class_logp is not None:
+        fns.append(by_level(experiment.model, data.levels, experiment.points))
+    runs = [_per_example(experiment, fn) for fn in fns]
 
     def validate(params):
         key = _key(experiment, _VALIDATION)
         return {
-            f"val_{name}": evaluate.estimate(
-                evaluate.together(run(key, params, validation))[name]
-            ).mean
-            for name, run in values.items()
+            f"val_{name}": evaluate.estimate(values).mean
+            for run in runs
+            for name, values in evaluate.together(run(key, params, validation)).items()
         }
 
-    draw_fn = draw(experiment)
+    draw_fn = None if experiment.no_samples else draw(experiment)
 
     def save_picture(params, step):
+        if draw_fn is None:
+            return
         x = draw_fn(params, picture.count(data.shape))["x"]
         picture.save(folder / "samples" / f"step_{step:07d}.png", x, data.levels)
 
