@@ -16,6 +16,7 @@ from jax import Array
 from score_jax import (
     bits,
     build,
+    classify,
     evaluate,
     parallel,
     picture,
@@ -363,6 +364,38 @@ def prepare_ode(
     path = folder / f"grid_{made_for['parameters'][:8]}.json"
     grid = steps.smooth(table.kept(path, made_for, log_snrs))
     return found | {"grid": grid(experiment.model.sde(params))}
+
+
+def class_log_likelihoods(
+    experiment: Experiment,
+    params: Params,
+    split: Split,
+    method: str = "elbo",
+    *,
+    draws: int = 1,
+    found: dict[str, Any] | None = None,
+) -> np.ndarray:
+    """log p(x | class), in nats, of a split's examples under each class of a class-conditional model, [n, classes].
+
+    What `classify.posterior` makes a classifier of.
+
+    Args:
+      method: "elbo", the bound in the place of log p, or "ode"; both as the eval section sets them.
+      draws: of an example's randomness, whose mean is taken.
+      found: by `prepare_ode`, for "ode".
+    """
+    data = experiment.data
+    fn = elbo(experiment) if method == "elbo" else ode(experiment, found)
+    return classify.log_likelihoods(
+        _per_example(experiment, fn),
+        _key(experiment, _TEST),
+        params,
+        split,
+        n_classes=data.n_classes,
+        nats=evaluate.per_unit(data.levels, math.prod(data.shape)),
+        column="elbo" if method == "elbo" else "bpd",
+        draws=draws,
+    )
 
 
 def _refined(options: EvalOptions) -> EvalOptions:

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax import classify, evaluate, exact, grids
-from score_jax import sde as sdes
+from score_jax import build, classify, evaluate, exact
+from score_jax import run as run_module
 from score_jax.data.base import Split
-from score_jax.likelihood import log_likelihood
 from score_jax.model import Model
 
 KEY = jax.random.key(0)
@@ -87,30 +86,58 @@ def test_draws_are_averaged_and_any_column_and_part_can_be_taken(run):
     np.testing.assert_allclose(bounds, np.tile([0.0, 1.0], (12, 1)))
 
 
-def test_bayes_from_the_ode_of_a_conditional_model_is_the_closed_form(x64):
-    """Exact scores of each class, in nats: what is left is alpha(1) = 5e-5 times the mean, and sigma(t_min)."""
-    sde = sdes.vp(beta_max=40.0)
-    models = [exact.predictor(sde, exact.mixture([1.0], MEANS[[k]], STD)) for k in range(3)]
+@pytest.fixture(scope="module")
+def eight_gaussians():
+    """The experiment of eight Gaussians in the plane with their exact model, its SDE, and fn(k), the density of class k."""
+    config = dict(
+        data=dict(name="toy2d", shape="gaussians", n=100),
+        sde=dict(name="vp", beta_max=40.0),
+        net=dict(name="mlp"),
+        loss=dict(name="denoising"),
+        optim=dict(name="adam"),
+        sample=dict(name="ddim"),
+        model=dict(class_conditional=True),
+        eval=dict(batch_size=6, trace="exact", rtol=1e-5, atol=1e-5, elbo_times=8),
+    )
+    experiment = build.experiment(build.resolve(config))
+    sde = experiment.model.sde(())
+    angles = np.arange(8) * math.pi / 4
+    means = 1.5 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    density = lambda k: exact.mixture([1.0], means[[k]], 0.1)
+    models = [exact.predictor(sde, density(k)) for k in range(8)]
 
     def predict(params, x, t, label=None, *, keys=None, augment=None):
         pairs = jax.tree.map(lambda *a: jnp.stack(a), *[model(x, t) for model in models])
         return jax.tree.map(lambda a: a[label, jnp.arange(len(x))], pairs)
 
-    def likelihood(keys, sde, predict, x, label):
-        options = dict(grid=grids.log_snr(sde), trace="exact", rtol=1e-7, atol=1e-7)
-        return log_likelihood(keys, sde, predict, x, label, **options)
-
     model = Model(lambda key, shape: (), lambda params: sde, predict)
-    run = evaluate.per_example(
-        evaluate.ode_bits(model, likelihood, None), batch_size=12, labels=True
-    )
-    nats = evaluate.per_unit(None, 2)
-    split = Split(POINTS.astype(float), None)
-    found = classify.log_likelihoods(run, KEY, (), split, n_classes=3, nats=nats)
-    np.testing.assert_allclose(found, log_densities(POINTS.astype(float)), atol=1e-3)
-    log_p = classify.posterior(found, np.log(WEIGHTS))
-    expected = class_probabilities(POINTS.astype(float), WEIGHTS)
-    np.testing.assert_allclose(np.exp(log_p), expected, atol=2e-4)
+    return experiment._replace(model=model), sde, density
+
+
+def test_bayes_from_the_ode_of_a_conditional_model_is_the_closed_form(eight_gaussians):
+    """Densities at t_min; what is left is the solver's error, and alpha(1) = 5e-5 times the mean in the prior."""
+    experiment, sde, density = eight_gaussians
+    # on the circle, between two classes: up to 30 standard deviations from the others
+    angle = np.array([0.37, 0.40, 0.02, 1.17, 4.3, 5.5])
+    x = (1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)).astype(np.float32)
+    found = run_module.class_log_likelihoods(experiment, (), Split(x, None), "ode")
+    t = jnp.full(6, sde.t_min)
+    exact_logp = [density(k)(jnp.asarray(x), sde.alpha(t), sde.sigma(t)) for k in range(8)]
+    exact_logp = np.stack(exact_logp, axis=1)
+    np.testing.assert_allclose(found, exact_logp, rtol=1e-3, atol=1e-2)
+    probabilities = np.exp(classify.posterior(found))
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(exact_logp), atol=5e-3)
+    assert np.any((probabilities > 0.1) & (probabilities < 0.9))
+
+
+def test_bayes_from_bounds_finds_the_class_of_each_example(eight_gaussians):
+    """30 draws of noised classes 0.1 wide, 1.1 apart; the bound's noise is shared by all classes."""
+    experiment, _, _ = eight_gaussians
+    split = experiment.data.train
+    split = Split(split.x[:30], split.label[:30])
+    found = run_module.class_log_likelihoods(experiment, (), split, draws=2)
+    assert found.shape == (30, 8)
+    assert classify.calibration(classify.posterior(found), split.label).accuracy.mean == 1.0
 
 
 def predictions(confidences, accuracies, n=100):

@@ -185,6 +185,16 @@ def test_the_interval_is_open_below_and_closed_above(x64, make):
     assert not np.allclose(always.eps, model(x, t, label).eps)
 
 
+def test_an_interval_is_each_samples_own_under_vmap(x64):
+    """As solvers with a step size for each sample call it."""
+    sde = sdes.edm()
+    t = jnp.array([0.05, 0.31, 1.0, 2.0, 2.01, 9.0])
+    x, label = points(sde, t)
+    guided = guidance.classifier_free(sde, conditional(sde), 3, 3.0, interval=(0.3, 2.0))
+    one = lambda x, t, label: jax.tree.map(lambda a: a[0], guided(x[None], t[None], label[None]))
+    assert_pairs(jax.vmap(one)(x, t, label), guided(x, t, label))
+
+
 @pytest.mark.parametrize("ratio, expected", [(0.1, 1), (1.0, 2), (9.0, 1)])
 def test_outside_the_interval_the_second_evaluation_is_spared(ratio, expected):
     calls = []
