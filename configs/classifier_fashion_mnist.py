@@ -1,7 +1,7 @@
 """A classifier of noisy Fashion-MNIST images, to guide the models of the other configs, for two CPU cores.
 
 It sees x_t at uniform times of the VP SDE; `guidance.across` asks it about any other SDE's. Validation
-says the cross-entropy and the accuracy at five noise levels sigma / alpha.
+says the cross-entropy and the accuracy at five noise levels sigma / alpha. Not run to the end.
 
 python scripts/train.py --config=configs/classifier_fashion_mnist.py
 """

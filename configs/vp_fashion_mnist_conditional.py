@@ -1,6 +1,7 @@
 """Fashion-MNIST with its classes, one label in ten dropped: for classifier-free guidance, composition and Bayes' rule.
 
-All else as in `vp_fashion_mnist`, but a narrower network, for two CPU cores.
+All else as in `vp_fashion_mnist`, but a narrower network and fewer steps, for two CPU cores. Not run to
+the end. As there, two virtual devices are faster than one on a CPU.
 
 python scripts/train.py --config=configs/vp_fashion_mnist_conditional.py
 """
