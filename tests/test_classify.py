@@ -88,7 +88,7 @@ def test_draws_are_averaged_and_any_column_and_part_can_be_taken(run):
 
 @pytest.fixture(scope="module")
 def eight_gaussians():
-    """An experiment on eight Gaussians with their exact model, its SDE, and the density of class k as a function of k."""
+    """An experiment on eight Gaussians with their exact model, its SDE, and a function: the density of class k."""
     config = dict(
         data=dict(name="toy2d", shape="gaussians", n=100),
         sde=dict(name="vp", beta_max=40.0),
