@@ -58,11 +58,11 @@ class Problem(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Of one repetition: sliced W2, the mean's error over the posterior's spread, and the covariance's, relative."""
+    """Of each repetition [n]: sliced W2, and the errors of mean and covariance in units of the data's."""
 
-    w2: float
-    mean: float
-    covariance: float
+    w2: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
 
 
 def problem(d: int, std: float, repetitions: int) -> Problem:
@@ -90,9 +90,9 @@ def methods(n: int, variance: float) -> dict[str, posterior.Method]:
         "projection": posterior.projection(),
         "repaint": posterior.repaint(),
         "ddrm": posterior.ddrm(),
-        "dps, zeta=0.1": posterior.dps(zeta=0.1),
         "dps, zeta=0.3": posterior.dps(zeta=0.3),
         "dps": posterior.dps(),
+        "dps, zeta=3": posterior.dps(zeta=3.0),
         "pigdm": posterior.pigdm(data_variance=variance),
         "pigdm, eta=0": posterior.pigdm(data_variance=variance, eta=0.0),
         "tsmc": posterior.tsmc(particles=n, data_variance=variance),
@@ -120,27 +120,22 @@ def samples(method: posterior.Method, of: Problem, size: Size) -> np.ndarray:
     return np.asarray(x, float).reshape(len(of.ys), size.n, -1) / alpha
 
 
-def errors_of(x: np.ndarray, reference: np.ndarray, truth: mixture.Mixture) -> Errors:
-    """Of samples [n, d]; the reference are as many exact ones."""
+def errors_of(x: np.ndarray, reference: np.ndarray, truth: mixture.Mixture, prior) -> tuple:
+    """Of one repetition's samples [n, d]; the reference are as many exact ones."""
     directions = np.random.default_rng(0).normal(size=(DIRECTIONS, x.shape[1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     gaps = np.sort(x @ directions.T, axis=0) - np.sort(reference @ directions.T, axis=0)
     mean, covariance = mixture.moments(truth)
-    return Errors(
-        float(np.sqrt(np.mean(np.square(gaps)))),
-        float(np.linalg.norm(x.mean(axis=0) - mean) / np.sqrt(np.trace(covariance))),
-        float(np.linalg.norm(np.cov(x.T) - covariance) / np.linalg.norm(covariance)),
+    _, scale = mixture.moments(prior)
+    return (
+        np.sqrt(np.mean(np.square(gaps))),
+        np.linalg.norm(x.mean(axis=0) - mean) / np.sqrt(np.trace(scale)),
+        np.linalg.norm(np.cov(x.T) - covariance) / np.linalg.norm(scale),
     )
 
 
-def estimate(values) -> tuple[float, float]:
-    """Mean and standard error over repetitions."""
-    values = np.asarray(values, float)
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
-
-
 def compare(of: Problem, size: Size) -> dict[str, Errors]:
-    """Row -> errors, each an estimate; the first two rows are exact draws and draws that ignore y."""
+    """Row -> its errors; the first two rows are exact draws and draws that ignore y."""
     rng = np.random.default_rng(1)
     fresh = lambda: [mixture.draw(rng, truth, size.n) for truth in of.truths]
     references = fresh()
@@ -154,20 +149,19 @@ def compare(of: Problem, size: Size) -> dict[str, Errors]:
         print(f"d={of.a.shape[1]} std={of.std} {name}: {time.time() - start:.1f} s", flush=True)
     rows = {}
     for name, xs in found.items():
-        each = [errors_of(*item) for item in zip(xs, references, of.truths, strict=True)]
-        rows[name] = Errors(*(estimate(values) for values in zip(*each, strict=True)))
+        each = zip(xs, references, of.truths, strict=True)
+        rows[name] = Errors(*np.array([errors_of(*item, of.prior) for item in each]).T)
     return rows
 
 
 def convergence(of: Problem, size: Size) -> dict[tuple[int, int], tuple]:
-    """(particles, steps) -> the errors of the weighted mean and of log p(y), in nats, each an estimate."""
+    """(particles, steps) -> the errors of the weighted mean and of log p(y), in nats, of each repetition."""
     sde = sdes.vp()
     operator = measurements.matrix(of.a, of.std)
     _, predict = model_of(of.prior, sde)(())
     alpha, found = float(sde.alpha(jnp.asarray(sde.t_min))), {}
-    means, spreads = zip(
-        *((m, np.sqrt(np.trace(c))) for m, c in map(mixture.moments, of.truths)), strict=True
-    )
+    means = np.array([mixture.moments(truth)[0] for truth in of.truths])
+    spread = np.sqrt(np.trace(mixture.moments(of.prior)[1]))
 
     def run(particles, y, keys, times):
         twist = gaussian(sde, operator, y, data_variance(of.prior))
@@ -189,17 +183,17 @@ def convergence(of: Problem, size: Size) -> dict[tuple[int, int], tuple]:
             out = compiled(y, keys, times)
             weighted = np.asarray(out.weight[:, None] * out.x / alpha, float)
             mean = weighted.reshape(len(of.ys), particles, -1).sum(axis=1)
-            off = np.linalg.norm(mean - np.asarray(means), axis=1) / np.asarray(spreads)
+            off = np.linalg.norm(mean - means, axis=1) / spread
             nats = np.abs(np.asarray(out.log_evidence, float) - of.log_evidences)
-            found[particles, n_steps] = estimate(off), estimate(nats)
+            found[particles, n_steps] = off, nats
     return found
 
 
 PAGE = """# How near to the posterior
 
-Written by `{command}` in {minutes:.0f} minutes on {cores} CPU cores, jax {jax}. The data are a mixture of
-{components} Gaussians of standard deviation {component_std} around random means, in {dims} dimensions; y
-= A x + noise has half as many entries as x, in random directions. The posterior is then a mixture in
+Written by `{command}` in {minutes:.0f} minutes on {cores} CPU cores, jax {jax}.
+The data are a mixture of {components} Gaussians of standard deviation {component_std} around random means,
+in {dims} dimensions; y = A x + noise has half as many entries as x, in random directions. The posterior is then a mixture in
 closed form (`score_jax/posterior/mixture.py`). The network is perfect: what is seen is the method's own
 error, and a trained network adds to it.
 
@@ -217,13 +211,13 @@ the mean variance of a coordinate; the particles of `tsmc` are the {n} samples. 
 
 ## Mean
 
-The distance of the samples' mean to the posterior's, over the root of the posterior's total variance.
+The distance of the samples' mean to the posterior's, over the root of the data's total variance.
 
 {mean}
 
 ## Covariance
 
-The error of the samples' covariance in Frobenius norm, over the posterior's.
+The error of the samples' covariance in Frobenius norm, over the norm of the data's covariance.
 
 {covariance}
 
@@ -242,8 +236,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def cell(value: tuple[float, float]) -> str:
-    return f"{value[0]:.3f} ± {value[1]:.3f}" if value[0] < 100 else f"{value[0]:.3g}"
+def cell(values: np.ndarray) -> str:
+    """Mean and standard error over repetitions."""
+    mean, error = values.mean(), values.std(ddof=1) / math.sqrt(len(values))
+    return f"{mean:.3f} ± {error:.3f}" if mean < 100 else f"{mean:.3g}"
 
 
 def error_table(found: dict, field: str) -> str:
@@ -256,17 +252,20 @@ def error_table(found: dict, field: str) -> str:
 
 
 def ranking(found: dict) -> str:
-    """The methods by sliced W2 in each setting, those within two standard errors of the next marked as ties."""
+    """The methods by sliced W2 in each setting, with what the repetitions cannot tell apart."""
     rows = []
     for (d, std), errors in found.items():
-        ranked = sorted((of.w2, name) for name, of in errors.items() if not name.startswith("("))
-        text = f"`{ranked[0][1]}`"
-        for (a, _), (b, name) in itertools.pairwise(ranked):
-            is_tie = b[0] - a[0] < 2 * math.hypot(a[1], b[1])
-            text += f" {'~' if is_tie else '<'} `{name}`"
+        by_name = {name: of.w2 for name, of in errors.items() if not name.startswith("(")}
+        names = sorted(by_name, key=lambda name: by_name[name].mean())
+        text = f"`{names[0]}`"
+        for better, worse in itertools.pairwise(names):
+            gaps = by_name[worse] - by_name[better]
+            is_tie = gaps.mean() < 2 * gaps.std(ddof=1) / math.sqrt(len(gaps))
+            text += f" {'~' if is_tie else '<'} `{worse}`"
         rows.append([str(d), str(std), text])
     note = (
-        "Methods by sliced W2, the nearest first; `~` where two standard errors do not part them."
+        "Methods by sliced W2, the nearest first; `~` where two neighbours differ by less than two\n"
+        "standard errors of their difference, which is taken measurement by measurement."
     )
     return note + "\n\n" + table(["d", "std", "order"], rows)
 

@@ -135,7 +135,7 @@ def test_repaints_walk_repeats_each_stretch():
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(up_and_down(times, jump=2, repeats=1), times)
     with pytest.raises(ValueError, match=r"^jump = 0 and repeats = 2 must be at least 1$"):
-        up_and_down(times, 0, 2)
+        posterior.repaint(jump=0, repeats=2)
 
 
 def test_a_step_up_restores_the_marginal_and_a_step_down_is_the_samplers(x64, sde, monkeypatch):

@@ -19,11 +19,8 @@ from score_jax.samplers.first_order import ddim
 def up_and_down(times: Float[Array, "n"], jump: int, repeats: int) -> Array:
     """Decreasing times in stretches of `jump` steps, each walked `repeats` times.
 
-    All but the last stretch, if it is shorter, have the same length. Of n steps there are n repeats
-    downwards.
+    The last stretch may be shorter. Each step down is taken `repeats` times in all.
     """
-    if jump < 1 or repeats < 1:
-        raise ValueError(f"jump = {jump} and repeats = {repeats} must be at least 1")
     n_steps, path = len(times) - 1, [0]
     for start in range(0, n_steps, jump):
         down = list(range(start + 1, min(start + jump, n_steps) + 1))
@@ -41,6 +38,8 @@ def repaint(*, jump: int = 10, repeats: int = 10, eta: float = 1.0) -> Method:
       jump, repeats: of `up_and_down`; the paper's are both 10, over 250 steps.
       eta: of `samplers.ddim`.
     """
+    if jump < 1 or repeats < 1:
+        raise ValueError(f"jump = {jump} and repeats = {repeats} must be at least 1")
 
     def steps(sde, predict, measurement, y):
         sampler = either_way(sde, ddim(sde, eta=eta))
