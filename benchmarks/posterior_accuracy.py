@@ -193,9 +193,9 @@ PAGE = """# How near to the posterior
 
 Written by `{command}` in {minutes:.0f} minutes on {cores} CPU cores, jax {jax}.
 The data are a mixture of {components} Gaussians of standard deviation {component_std} around random means,
-in {dims} dimensions; y = A x + noise has half as many entries as x, in random directions. The posterior is then a mixture in
-closed form (`score_jax/posterior/mixture.py`). The network is perfect: what is seen is the method's own
-error, and a trained network adds to it.
+in {dims} dimensions; y = A x + noise has half as many entries as x, in random directions. The
+posterior is then a mixture in closed form (`score_jax/posterior/mixture.py`). The network is perfect:
+what is seen is the method's own error, and a trained network adds to it.
 
 {n} samples for each of {repetitions} measurements, by {n_steps} steps uniform in log-SNR under `vp`; the
 standard errors are over the measurements. The first row are exact draws, where an error is that of
