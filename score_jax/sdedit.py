@@ -27,9 +27,8 @@ def sdedit(draw: Callable, guide: Float[Array, "b *s"], t0: float) -> Callable:
                 f"t0 is {t0}; it must be after the SDE's t_min, {sde.t_min}, and at most its t_max, "
                 f"{sde.t_max}"
             )
-        eps = x / sde.sigma(
-            jnp.asarray(sde.t_max)
-        )  # samples of the prior are noise and nothing else
+        # samples of the prior are noise and nothing else
+        eps = x / sde.sigma(jnp.asarray(sde.t_max))
         start = perturb(sde, guide, jnp.full(len(x), t0, x.dtype), eps)
         return draw(keys, sde._replace(t_max=t0), predict, start, label, grid)
 
