@@ -24,7 +24,7 @@ from score_jax.types import Keys
 
 _ITERATIONS = 200  # of conjugate gradients, where there is no decomposition
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, and what Pillow calls "L"
-_RELATIVE_ZERO = 1e-6  # a singular value below this times the largest is none
+_RELATIVE_ZERO = 1e-4  # below it, times the largest, float32 leaves no digits of what was measured
 
 
 class SVD(NamedTuple):

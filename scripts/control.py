@@ -209,6 +209,11 @@ def main(overrides: list[str]) -> int:
     with cli.user_errors():
         folder, out = Path(WORKDIR.value), Path(OUT.value)
         check_task(TASK.value)
+        for item in overrides:
+            if item.startswith(f"{cli.PREFIX}sample."):
+                raise ConfigError(
+                    f"{item} has no effect here; --list shows methods, --steps how many"
+                )
         method = method_of(METHOD.value, OPTION.value)
         if out.suffix not in (".png", ".npz") or out.is_dir():
             raise ConfigError(f"--out={out} must be a file that ends in .png or .npz")

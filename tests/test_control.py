@@ -75,6 +75,16 @@ def test_all_tasks_and_methods_are_listed(control):
     assert text.count("arXiv") >= 5
 
 
+def test_overrides_of_the_sampler_are_refused(control, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["control.py"])
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+        flags.FLAGS(["control.py", "--workdir=none"])
+        control.main(["--config.sample.n_steps=3"])
+    assert end.value.code == 2
+    message = "control.py: --config.sample.n_steps=3 has no effect here; --list shows methods, --steps how many"
+    assert capsys.readouterr().err == message + "\n"
+
+
 def files(folder):
     np.save(folder / "high.npy", np.full((8, 8, 1), 17))
     np.save(folder / "real.npy", np.full((8, 8, 1), 0.5))

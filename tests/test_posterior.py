@@ -164,7 +164,7 @@ def _with_noise(monkeypatch, z, run):
 
 
 def test_ddrm_draws_each_coordinate_as_the_paper_says(x64):
-    """Singular values 0, one whose noise is above r_s, and one below, by the paper's eq. 7 and 8 in numpy."""
+    """Singular values 0, one whose noise is above r_s, and one below, by the paper's formulas in numpy."""
     sde = sdes.edm()
     t, s, std, eta, eta_b = 2.0, 0.5, 0.2, 0.7, 0.9
     singular = np.array([0.1, 4.0])  # noises 2 and 0.05, against r_s = 0.5

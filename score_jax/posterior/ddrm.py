@@ -1,6 +1,6 @@
 """Denoising diffusion restoration models: sampling in the coordinates of A's singular value decomposition.
 
-Kawar et al. 2022, arXiv 2201.11793, eq. 7 and 8, in x / alpha and r = sigma / alpha. With c = V^T x,
+Kawar et al. 2022, arXiv 2201.11793, section 3, in x / alpha and r = sigma / alpha. With c = V^T x,
 c0 that of the predicted x0, y_i = (U^T y)_i / s_i and its noise n_i = std / s_i, a step to r_s draws
 coordinate i from N(mean, variance):
 

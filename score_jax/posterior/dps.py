@@ -4,9 +4,9 @@ Chung et al. 2023, arXiv 2209.14687, algorithm 1: with r = y - A x0, x0 predicte
 
     x_s <- x_s - zeta / |r| grad_{x_t} |r|^2.
 
-The likelihood of the paper's eq. 11 puts a point for p(x0 | x_t); its gradient, 1 / (2 std^2) in
-the place of zeta / |r|, is right only as sigma goes to zero, and for small std no step is short
-enough. With zeta / |r| the measurement's noise is not in the method at all.
+The likelihood that it stands for puts a point for p(x0 | x_t); its gradient, 1 / (2 std^2) in
+the place of zeta / |r|, is right only as sigma goes to zero, and stiff for small std. With zeta /
+|r| the measurement's noise is not in the method at all.
 """
 
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ def dps(*, zeta: float = 1.0, eta: float = 1.0) -> Method:
     """DDIM steps, each followed by one of length 2 zeta |grad_{x_t} |r||.
 
     Args:
-      zeta: the paper's zeta', 0.3 to 1 for images in [-1, 1] over 1000 steps; the public code has the
-        gradient of |r|, and so half the step. With fewer steps it wants to be larger.
+      zeta: the paper's zeta', of the order of 1 for images in [-1, 1] over 1000 steps; the public
+        code has the gradient of |r|, and so half the step. In few dimensions 1 is too much.
       eta: of `samplers.ddim`.
     """
 

@@ -2,7 +2,7 @@
 
     score(x_t | y) = score(x_t) + grad_{x_t} log p(y | x_t),
 
-with log p(y | x_t) a function of the predicted x0 (Chung et al. 2023, arXiv 2209.14687, eq. 7-11).
+with log p(y | x_t) a function of the predicted x0 (Chung et al. 2023, arXiv 2209.14687, section 3).
 The function also gives its own gradient at x0, which is then pulled back through the prediction:
 what it solves for is not differentiated.
 """

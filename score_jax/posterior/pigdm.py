@@ -1,6 +1,6 @@
 """Pseudoinverse-guided diffusion: p(x0 | x_t) taken for a Gaussian of a variance that depends on t alone.
 
-Song et al. 2023, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", eq. 7 and 8:
+Song et al. 2023, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", section 3:
 
     p(y | x_t) = N(A x0, r_t^2 A A^T + std^2 I),    r_t^2 = v s^2 / (v + s^2),    s = sigma / alpha,
 
