@@ -50,6 +50,7 @@ from score_jax import (
 from score_jax import model as models
 from score_jax.combinations import ConfigError
 from score_jax.consistency import consistency
+from score_jax.cross_entropy import cross_entropy
 from score_jax.data.array import array
 from score_jax.data.base import DataSet
 from score_jax.data.cifar10 import cifar10
@@ -60,6 +61,7 @@ from score_jax.data.tfds import tfds
 from score_jax.data.toy2d import SHAPES, toy2d
 from score_jax.model import Model
 from score_jax.nets import families, unet
+from score_jax.nets.classifier import Classifier
 from score_jax.nets.dequantizer import CouplingFlow
 from score_jax.nets.dit import DiT
 from score_jax.nets.mlp import MLP
@@ -127,7 +129,10 @@ class FlowOptions(NamedTuple):
 
 
 class ModelOptions(NamedTuple):
-    """The model section (see `model.denoiser`); class_conditional gives the labels to the network."""
+    """The model section (see `model.denoiser`); class_conditional gives the labels to the network.
+
+    With output "class" the model is `model.classifier`, to which the labels are what it is to say.
+    """
 
     output: str = "eps"
     conditioning: str = "log_snr"
@@ -188,6 +193,7 @@ SECTIONS: dict[str, Any] = {
         "vdm": families.vdm,
         "dit": DiT,
         "mlp": MLP,
+        "classifier": Classifier,
     },
     "model": ModelOptions,
     "dequantize": {"uniform": NoOptions, "lattice": NoOptions, "flow": FlowOptions},
@@ -202,6 +208,7 @@ SECTIONS: dict[str, Any] = {
         "flow_matching": losses.flow_matching,
         "vdm": vdm.vdm,
         "consistency": consistency,
+        "cross_entropy": cross_entropy,
         "explicit": score_matching.explicit,
         "implicit": score_matching.implicit,
         "sliced": score_matching.sliced,
@@ -501,10 +508,11 @@ class Experiment(NamedTuple):
 
     Attributes:
       loss_state: what the loss carries from step to step, before the first.
-      labels: whether the network is given them.
+      labels: whether batches carry them, for the network or for a classifier's loss.
       points: of `dequantize.POINTS`.
       frozen: the folder and the sections of the run whose score model is kept (`FlowOptions`).
-      no_bits, no_elbo: why the model has no bits/dim, or no bound on them; None if it has.
+      no_bits, no_elbo, no_samples: why the model has no bits/dim, no bound on them, or no samples;
+        None if it has.
     """
 
     seed: int
@@ -522,6 +530,7 @@ class Experiment(NamedTuple):
     frozen: tuple[Path, dict[str, Any]] | None = None
     no_bits: str | None = None
     no_elbo: str | None = None
+    no_samples: str | None = None
 
 
 def experiment(config: Config) -> Experiment:
@@ -542,7 +551,8 @@ def experiment(config: Config) -> Experiment:
             "to 1, or resident_gib higher"
         )
     model_options = _make(config, "model")
-    labels = model_options.class_conditional
+    is_classifier = model_options.output == "class"
+    labels = model_options.class_conditional or is_classifier
     net = _make(config, "net", n_classes=data.n_classes if labels else 0)
     if options.augment:
         net = net.clone(n_augment=augment.N_CONDITIONS)
@@ -550,13 +560,16 @@ def experiment(config: Config) -> Experiment:
         net = net.clone(outputs=data.levels)
 
     def denoiser(net):
+        inputs = dict(conditioning=model_options.conditioning, sigma_data=model_options.sigma_data)
+
         def under(sde):
+            if is_classifier:
+                return models.classifier(net, sde, **inputs)
             return models.denoiser(
                 net,
                 sde,
                 output=model_options.output,
-                conditioning=model_options.conditioning,
-                sigma_data=model_options.sigma_data,
+                **inputs,
                 n_levels=data.levels,
                 conservative=model_options.conservative,
             )
@@ -603,6 +616,7 @@ def experiment(config: Config) -> Experiment:
         frozen=frozen,
         no_bits=combinations.no_bits(config),
         no_elbo=combinations.no_elbo(config),
+        no_samples=combinations.no_samples(config),
     )
 
 

@@ -45,12 +45,21 @@ _LARGEST_INTEGRAL = 150.0
 def no_bits(config: Config) -> str | None:
     """Why a model has no bits/dim, or None."""
     loss = config["loss"]
+    if loss["name"] == "cross_entropy":
+        return "config.loss.name is 'cross_entropy': a classifier knows no density"
     if loss["name"] == "consistency":
         return (
             "config.loss.name is 'consistency': such a model knows where paths end, not the score"
         )
     if loss.get("level") is not None:
         return f"config.loss.level is {loss['level']:g}: a density needs the score at every noise level"
+    return None
+
+
+def no_samples(config: Config) -> str | None:
+    """Why a model cannot be sampled from, or None."""
+    if config["loss"]["name"] == "cross_entropy":
+        return "config.loss.name is 'cross_entropy': a classifier draws no samples, it guides those of another run"
     return None
 
 
@@ -84,6 +93,7 @@ def check(config: Config, data: DataSet, ends: tuple[float, float]) -> None:
     """
     _schedule(config)
     _network(config, data)
+    _classifier(config, data)
     _training(config, data)
     _dequantization(config, data)
     _loss(config, data)
@@ -164,6 +174,33 @@ def _network(config: Config, data: DataSet):
                 "config.net.progressive_output is 'output_skip', which adds up images, and "
                 "config.model.output is 'levels'; set progressive_output to 'none' or 'residual'"
             )
+
+
+def _classifier(config: Config, data: DataSet):
+    net, output, loss = config["net"]["name"], config["model"]["output"], config["loss"]["name"]
+    parts = net == "classifier", output == "class", loss == "cross_entropy"
+    if not any(parts):
+        return
+    if not all(parts):
+        raise ConfigError(
+            f"config.net.name is {net!r}, config.model.output is {output!r} and config.loss.name is "
+            f"{loss!r}; a classifier is net 'classifier', output 'class' and loss 'cross_entropy': set "
+            "all three, or none"
+        )
+    if not data.n_classes:
+        raise ConfigError(
+            f"config.net.name is 'classifier', but {data.name} has no labels; choose another data set"
+        )
+    without = {"model": {"class_conditional": False, "conservative": False}}
+    without |= {"train": {"label_dropout": 0.0, "augment": 0.0, "coupling": "independent"}}
+    without |= {"dequantize": {"name": "uniform"}}
+    for section, options in without.items():
+        for option, value in options.items():
+            if config[section][option] != value:
+                raise ConfigError(
+                    f"config.{section}.{option} is {config[section][option]!r}, which is not for the "
+                    f"classifier that config.net.name asks for; set it to {value!r}"
+                )
 
 
 def _training(config: Config, data: DataSet):

@@ -21,14 +21,16 @@ class Model(NamedTuple):
     did to each example, None for nothing. A fixed SDE ignores the params it is given; a
     learned one reads them. Some models also know log P(level of each pixel | x), level_logp(params,
     x, t, label=None) [b, *s, levels], or how to dequantize, dequantize(params, keys, k, levels,
-    label=None).
+    label=None). A classifier knows log p(class | x) and nothing else, class_logp(params, x, t, *,
+    keys=None) [b, n_classes]: its predict is None.
     """
 
     init: Callable[[Key, tuple[int, ...]], Params]
     sde: Callable[[Params], SDE]
-    predict: Callable[..., Prediction]
+    predict: Callable[..., Prediction] | None
     level_logp: Callable[..., Array] | None = None
     dequantize: Callable[..., Dequantized] | None = None
+    class_logp: Callable[..., Array] | None = None
 
 
 def _scaled_time(sde: SDE, t: Array) -> Array:
@@ -55,8 +57,9 @@ CONDITIONING = {
 }
 
 
-# what a network's output means: a quantity, or the logits of the levels of data that have them
-OUTPUTS = {**predict.OUTPUTS, "levels": levels.posterior}
+# what a network's output means: a quantity, or the logits of the levels of data that have them, or
+# those of the classes (`classifier`)
+OUTPUTS = {**predict.OUTPUTS, "levels": levels.posterior, "class": jax.nn.log_softmax}
 
 
 def denoiser(
@@ -73,7 +76,7 @@ def denoiser(
 
     Args:
       net: called as net(x, c, label, keys=keys, augment=augment).
-      output: one of `predict.OUTPUTS`, or "levels": then `net` has n_levels outputs for each number of
+      output: one of OUTPUTS but "class". "levels": `net` has n_levels outputs for each number of
         x, the logits that `levels.posterior` makes a prediction of.
       conditioning: one of CONDITIONING. "t" is 999 t, as in score_sde's VP models (999 t / t_max if
         t_max is above 1); "log_snr" the share of the log-SNR range passed, times 100, which still
@@ -89,16 +92,8 @@ def denoiser(
         score?"). Costs a backward pass through the network.
     """
 
-    def init(key, shape):
-        x = jnp.zeros((1, *shape))
-        return net.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
-
     def outputs(params, x, t, label, keys=None, augment=None):
-        scaled = x
-        if sigma_data is not None:
-            variance = jnp.square(sde.alpha(t) * sigma_data) + jnp.square(sde.sigma(t))
-            scaled = x * shapes.like(jax.lax.rsqrt(variance), x)
-        noise_level = CONDITIONING[conditioning](sde, t)
+        scaled, noise_level = _inputs(sde, conditioning, sigma_data, x, t)
 
         def apply(x):
             return net.apply({"params": params}, x, noise_level, label, keys=keys, augment=augment)
@@ -117,17 +112,52 @@ def denoiser(
 
     fixed = lambda params: sde
     if output != "levels":
-        return Model(init, fixed, predict_fn)
+        return Model(_init(net), fixed, predict_fn)
     return Model(
-        init,
+        _init(net),
         fixed,
         predict=lambda *args, **options: posterior(*args, **options).mean,
         level_logp=lambda *args: posterior(*args).log_p,
     )
 
 
+def classifier(
+    net: nn.Module, sde: SDE, *, conditioning: str = "log_snr", sigma_data: float | None = None
+) -> Model:
+    """The classifier of x_t whose logits are the output of `net`, [b, n_classes].
+
+    Args:
+      net, conditioning, sigma_data: as of `denoiser`.
+    """
+
+    def class_logp(params, x, t, *, keys=None):
+        scaled, noise_level = _inputs(sde, conditioning, sigma_data, x, t)
+        return OUTPUTS["class"](net.apply({"params": params}, scaled, noise_level, keys=keys))
+
+    return Model(_init(net), lambda params: sde, predict=None, class_logp=class_logp)
+
+
+def _init(net):
+    def init(key, shape):
+        x = jnp.zeros((1, *shape))
+        return net.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
+
+    return init
+
+
+def _inputs(sde, conditioning, sigma_data, x, t):
+    noise_level = CONDITIONING[conditioning](sde, t)
+    if sigma_data is None:
+        return x, noise_level
+    variance = jnp.square(sde.alpha(t) * sigma_data) + jnp.square(sde.sigma(t))
+    return x * shapes.like(jax.lax.rsqrt(variance), x), noise_level
+
+
 def deterministic(model: Model) -> Model:
     """The same model with dropout off, whatever keys it is given."""
+    if model.class_logp is not None:
+        class_logp = lambda params, x, t, *, keys=None: model.class_logp(params, x, t)
+        return model._replace(class_logp=class_logp)
 
     def predict_fn(params, x, t, label=None, *, keys=None, augment=None):
         return model.predict(params, x, t, label, augment=augment)

@@ -16,6 +16,7 @@ from jax import Array
 from score_jax import (
     bits,
     build,
+    classify,
     distributed,
     evaluate,
     parallel,
@@ -30,6 +31,7 @@ from score_jax import (
 from score_jax.build import EvalOptions, Experiment
 from score_jax.checkpoint import Checkpoints
 from score_jax.coupling import COUPLINGS
+from score_jax.cross_entropy import by_level
 from score_jax.data.base import Split, to_levels, to_model
 from score_jax.data.base import take as take_examples
 from score_jax.dequantize import DEQUANTIZATIONS
@@ -207,16 +209,20 @@ def validation(experiment: Experiment) -> Callable[[Experiment, Params], dict[st
     loss = evaluate.loss_values(
         experiment.validation_loss, data.levels, experiment.points, COUPLINGS[options.coupling]
     )
-    values = {"loss": _per_example(experiment, loss)}
+    fns = [loss]
     if not (experiment.no_bits or experiment.no_elbo):
-        values["elbo"] = _per_example(experiment, elbo(experiment))
-
-    def mean(name, fn, key, params):
-        return evaluate.estimate(evaluate.together(fn(key, params, split))[name]).mean
+        fns.append(elbo(experiment))
+    if experiment.model.class_logp is not None:
+        fns.append(by_level(experiment.model, data.levels, experiment.points))
+    runs = [_per_example(experiment, fn) for fn in fns]
 
     def validate(experiment, params):
         key = _key(experiment, _VALIDATION)
-        return {f"val_{name}": mean(name, fn, key, params) for name, fn in values.items()}
+        return {
+            f"val_{name}": evaluate.estimate(values).mean
+            for run in runs
+            for name, values in evaluate.together(run(key, params, split)).items()
+        }
 
     return validate
 
@@ -227,9 +233,12 @@ def fit(
     """Trains from a state to the end of the run; the signal that stopped it, or None (`train.fit`)."""
     data, options = experiment.data, experiment.train
     step_fn = train_step(experiment, parallel.AXIS)
-    draw_fn, validate = draw(experiment), validation(experiment)
+    validate = validation(experiment)
+    draw_fn = None if experiment.no_samples else draw(experiment)
 
     def save_picture(params, step):
+        if draw_fn is None:
+            return
         x = draw_fn(params, picture.count(data.shape))["x"]
         if distributed.is_first():
             picture.save(folder / "samples" / f"step_{step:07d}.png", x, data.levels)
@@ -370,6 +379,38 @@ def prepare_ode(
     path = folder / f"grid_{made_for['parameters'][:8]}.json"
     grid = steps.smooth(table.kept(path, made_for, log_snrs))
     return found | {"grid": grid(experiment.model.sde(params))}
+
+
+def class_log_likelihoods(
+    experiment: Experiment,
+    params: Params,
+    split: Split,
+    method: str = "elbo",
+    *,
+    draws: int = 1,
+    found: dict[str, Any] | None = None,
+) -> np.ndarray:
+    """log p(x | class), in nats, of a split's examples under each class of a class-conditional model, [n, classes].
+
+    What `classify.posterior` makes a classifier of.
+
+    Args:
+      method: "elbo", the bound in the place of log p, or "ode"; both as the eval section sets them.
+      draws: of an example's randomness, whose mean is taken.
+      found: by `prepare_ode`, for "ode".
+    """
+    data = experiment.data
+    fn = elbo(experiment) if method == "elbo" else ode(experiment, found)
+    return classify.log_likelihoods(
+        _per_example(experiment, fn),
+        _key(experiment, _TEST),
+        params,
+        split,
+        n_classes=data.n_classes,
+        nats=evaluate.per_unit(data.levels, math.prod(data.shape)),
+        column="elbo" if method == "elbo" else "bpd",
+        draws=draws,
+    )
 
 
 def _refined(options: EvalOptions) -> EvalOptions:

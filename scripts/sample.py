@@ -136,6 +136,8 @@ def main(overrides: list[str]) -> int:
         config = cli.load_run(folder, overrides, "sample")
         experiment = build.experiment(config)
         data = experiment.data
+        if experiment.no_samples:
+            raise ConfigError(f"--workdir={folder}: {experiment.no_samples}")
         if LABEL.value is not None and not (experiment.labels and LABEL.value < data.n_classes):
             classes = data.n_classes if experiment.labels else 0
             raise ConfigError(

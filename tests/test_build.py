@@ -179,7 +179,10 @@ def test_every_config_builds_its_model_at_published_width(experiment_of, request
         millions = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
         assert round(millions, 1) == expected
     x, t, label = jnp.zeros((2, *shape)), jnp.full(2, 0.5), jnp.zeros(2, jnp.int32)
-    if expected is None:  # the same networks are traced often enough
+    if experiment.model.class_logp is not None:
+        logp = jax.eval_shape(experiment.model.class_logp, params, x, t)
+        assert logp.shape == (2, experiment.data.n_classes)
+    elif expected is None:  # the same networks are traced often enough
         prediction = jax.eval_shape(experiment.model.predict, params, x, t, label)
         assert prediction.x0.shape == prediction.eps.shape == (2, *shape)
 

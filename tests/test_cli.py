@@ -608,6 +608,15 @@ def test_what_the_run_fixes_cannot_be_overridden_later(script, section, override
     )
 
 
+@pytest.mark.parametrize("script, piece", [("eval", "no density"), ("sample", "no samples")])
+def test_a_classifiers_run_is_neither_evaluated_in_bits_nor_sampled_from(script, piece, refused):
+    classifier = dict(net=dict(name="classifier"), model=dict(output="class"))
+    classifier |= dict(loss=dict(name="cross_entropy"))
+    saved = build.resolve(SECTIONS["digits.py"] | classifier)
+    write_run(saved)
+    assert_holds(refused(script, "--workdir=run"), ["'cross_entropy': a classifier", piece])
+
+
 def test_a_label_needs_a_model_that_knows_it(saved, refused):
     write_run(saved)
     line = refused("sample", "--workdir=run", "--label=3")

@@ -510,7 +510,7 @@ def test_particles_are_resampled_with_their_history_and_projected(x64):
     times, x = at_lambda(sde, np.linspace(-2.0, 2.0, 7)), jnp.asarray(X)
     sampler = samplers.unipc_3(sde)
     third = resampled(sampler, lambda x, s: jnp.log(jnp.arange(3) == 2))
-    project = lambda x, s: x.at[:, 0].set(0.5 * sde.alpha(s))
+    project = lambda keys, x, s: x.at[:, 0].set(0.5 * sde.alpha(s))
     run = lambda sampler, x, keys: samplers.sample(
         keys, sampler, smooth(sde), x, times, project=project
     )

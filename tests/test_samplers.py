@@ -401,7 +401,7 @@ def test_the_projection_is_applied_after_each_step_with_the_time_reached():
     )
     keys = jax.random.split(jax.random.key(0), 1)
     found = samplers.sample(
-        keys, stay, no_network, jnp.ones((1, 1)), ts, project=lambda x, s: x + s
+        keys, stay, no_network, jnp.ones((1, 1)), ts, project=lambda keys, x, s: x + s
     )
     assert found[0, 0] == ((1 * 2 + 0.5) * 2 + 0.25) * 2 + 0.125
 

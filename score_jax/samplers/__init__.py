@@ -1,6 +1,6 @@
 """Samplers under one loop: `base` says what one is, `table` lists them, the others hold their steps."""
 
-from score_jax.samplers.base import Sampler, sample
+from score_jax.samplers.base import Sampler, Steps, either_way, run, run_jitted, sample
 from score_jax.samplers.consistency import consistency
 from score_jax.samplers.correctors import annealed_langevin, corrected, langevin, stay
 from score_jax.samplers.first_order import (
@@ -27,6 +27,7 @@ __all__ = [
     "VARIANCES",
     "Entry",
     "Sampler",
+    "Steps",
     "ancestral",
     "annealed_langevin",
     "consistency",
@@ -40,10 +41,13 @@ __all__ = [
     "dpmpp_2s",
     "dpmpp_3m",
     "edm_heun",
+    "either_way",
     "euler_maruyama",
     "ipndm",
     "langevin",
     "reverse_diffusion",
+    "run",
+    "run_jitted",
     "sample",
     "seeds_2",
     "stay",

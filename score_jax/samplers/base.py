@@ -10,13 +10,15 @@ Between s and t the forward SDE has x_t = alpha_ts x_s + sqrt(var_ts) z with
     alpha_ts = alpha_t / alpha_s,    var_ts = sigma_t^2 - alpha_ts^2 sigma_s^2,
 
 which are 1 and the difference of the variances for VE, sqrt(1 - beta_t) and beta_t for VP. A
-corrector is a sampler whose step leaves x at time t; `corrected` puts one before a predictor.
+corrector is a sampler whose step leaves x at time t; `corrected` puts one before a predictor. Times
+may go up again under `either_way`, whose step to s > t is the forward SDE's.
 
 An option `noise` is the level c of `dynamics` wherever it occurs: 0 for the probability-flow ODE, 1
 for the reverse SDE.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +41,21 @@ class Sampler(NamedTuple):
     evaluations: int
 
 
+class Steps(NamedTuple):
+    """What the loop repeats, and how it ends.
+
+    Attributes:
+      sampler, predict: predict is a function of x and t, labels already given.
+      project: if given, x <- project(keys, x, s) after each step: a constraint on x at time s.
+      finish: finish(keys, x, carry) is what becomes of the last x and carry.
+    """
+
+    sampler: Sampler
+    predict: PredictFn
+    project: Callable[[Keys, Array, Array], Array] | None = None
+    finish: Callable[[Keys, Array, Any], Any] = lambda keys, x, carry: x
+
+
 def sample(
     keys: Keys,
     sampler: Sampler,
@@ -46,23 +63,70 @@ def sample(
     x: Float[Array, "b *s"],
     times: Float[Array, "n"],
     *,
-    project: Callable[[Array, Array], Array] | None = None,
+    project: Callable[[Keys, Array, Array], Array] | None = None,
 ) -> Float[Array, "b *s"]:
-    """x moved through the given decreasing times by the sampler: the one loop.
+    """x moved through the given times, decreasing but for `either_way`, by the sampler: the one loop.
 
     Args:
       keys: one per sample; a sample depends on its own key alone, not on the batch it is drawn in.
-      predict: function of x and t, labels already given.
+      predict, project: as of `Steps`.
       x: samples of the prior, at times[0].
-      project: if given, x <- project(x, s) after each step: a constraint on x at time s.
+    """
+    return run(keys, Steps(sampler, predict, project), x, times)
+
+
+def run(keys: Keys, steps: Steps, x: Float[Array, "b *s"], times: Float[Array, "n"]) -> Any:
+    """`sample` to the steps' own end."""
+    body = lambda i, state: _step(keys, steps, times, i, state)
+    state = jax.lax.fori_loop(0, times.shape[0] - 1, body, (x, steps.sampler.init(x)))
+    return steps.finish(keys, *state)
+
+
+def run_jitted(
+    make: Callable[..., Steps],
+    given: tuple,
+    keys: Keys,
+    x: Float[Array, "b *s"],
+    times: Float[Array, "n"],
+    *,
+    gradients: bool,
+) -> Any:
+    """`run` with the steps make(*given), compiled; not to be called under jit itself.
+
+    Args:
+      make: called inside jit, so that parameters in `given` are arguments of the program. The same
+        function compiles once.
+      gradients: whether the steps take gradients of a network with respect to x. On the CPU XLA is
+        10 to 20 times slower at those of convolutions inside of a loop: there Python is the loop,
+        over one compiled step.
+    """
+    if not (gradients and jax.default_backend() == "cpu"):
+        return _compiled_run(make, given, keys, x, times)
+    state = _compiled_start(make, given, x)
+    for i in range(times.shape[0] - 1):
+        state = _compiled_step(make, given, keys, times, i, state)
+    return _compiled_finish(make, given, keys, state)
+
+
+def either_way(sde: SDE, sampler: Sampler) -> Sampler:
+    """The sampler, and where s > t the forward SDE from t to s, which costs no evaluation: for times that go up again.
+
+    x_s = alpha_s / alpha_t x_t + sqrt(sigma_s^2 - (alpha_s / alpha_t)^2 sigma_t^2) z. A multi-step
+    method begins anew after it.
     """
 
-    def body(i, state):
-        x, carry = state
-        x, carry = sampler.step(shapes.fold_in(keys, i), predict, x, times[i], times[i + 1], carry)
-        return (x if project is None else project(x, times[i + 1])), carry
+    def up(keys, predict, x, t, s, carry):
+        growth, variance = transition(sde, s, t)
+        return growth * x + jnp.sqrt(variance) * shapes.normal(keys, x), sampler.init(x)
 
-    return jax.lax.fori_loop(0, times.shape[0] - 1, body, (x, sampler.init(x)))[0]
+    def step(keys, predict, x, t, s, carry):
+        ways = (
+            (lambda: up(keys, predict, x, t, s, carry)),
+            (lambda: sampler.step(keys, predict, x, t, s, carry)),
+        )
+        return jax.lax.cond(s > t, *ways)
+
+    return sampler._replace(step=step)
 
 
 def share(sde: SDE, t: Array, s: Array) -> Array:
@@ -99,3 +163,36 @@ def check_ends(sde: SDE, method: str) -> None:
                 f"{name} = {t} has log-SNR {value}, where {method} is undefined;"
                 f" move {name} inside the SDE's time axis, or take ddim on the uniform grid"
             )
+
+
+# folded into a step's keys for the projection; no sampler has as many draws in a step
+_PROJECTION = 2**20
+
+
+def _step(keys, steps, times, i, state):
+    x, carry = state
+    t, s, keys = times[i], times[i + 1], shapes.fold_in(keys, i)
+    x, carry = steps.sampler.step(keys, steps.predict, x, t, s, carry)
+    if steps.project is not None:
+        x = steps.project(shapes.fold_in(keys, _PROJECTION), x, s)
+    return x, carry
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled_run(make, given, keys, x, times):
+    return run(keys, make(*given), x, times)
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled_start(make, given, x):
+    return x, make(*given).sampler.init(x)
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled_step(make, given, keys, times, i, state):
+    return _step(keys, make(*given), times, i, state)
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled_finish(make, given, keys, state):
+    return make(*given).finish(keys, *state)
