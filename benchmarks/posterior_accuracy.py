@@ -1,4 +1,4 @@
-"""Posterior methods on mixtures, whose posterior is closed: writes docs/posterior_accuracy.md.
+"""Posterior methods on mixtures, whose posterior is closed: writes docs/posterior_accuracy.md and .png.
 
     python benchmarks/posterior_accuracy.py
     python benchmarks/posterior_accuracy.py --quick --out=/tmp/quick
@@ -9,7 +9,6 @@ The network is perfect, so that what is seen is the method's own error. Under 10
 import argparse
 import itertools
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import guided_step
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from score_jax import cli, exact, grids, posterior, samplers, sampling
 from score_jax import measurement as measurements
 from score_jax import sde as sdes
+from score_jax.files import write_text
 from score_jax.posterior import mixture, twisted
 from score_jax.posterior.pigdm import gaussian
 
@@ -39,11 +40,12 @@ class Size(NamedTuple):
     repetitions: int = 20
     n: int = 500
     n_steps: int = 100
-    particles: tuple[int, ...] = (8, 32, 128, 512)
-    steps: tuple[int, ...] = (25, 100, 400)
+    particles: tuple[int, ...] = (8, 64, 512, 4096)
+    steps: tuple[int, ...] = (10, 25, 100, 400)
 
 
 QUICK = Size((2,), (0.3,), 3, 50, 10, (8, 32), (5, 10))
+EXACT = "(exact draws)"
 
 
 class Problem(NamedTuple):
@@ -140,7 +142,7 @@ def compare(of: Problem, size: Size) -> dict[str, Errors]:
     fresh = lambda: [mixture.draw(rng, truth, size.n) for truth in of.truths]
     references = fresh()
     found = {
-        "(exact draws)": fresh(),
+        EXACT: fresh(),
         "(the prior)": [mixture.draw(rng, of.prior, size.n) for _ in of.truths],
     }
     for name, method in methods(size.n, data_variance(of.prior)).items():
@@ -191,7 +193,7 @@ def convergence(of: Problem, size: Size) -> dict[tuple[int, int], tuple]:
 
 PAGE = """# How near to the posterior
 
-Written by `{command}` in {minutes:.0f} minutes on {cores} CPU cores, jax {jax}.
+Written by `{command}` in {minutes:.0f} minutes of CPU time, jax {jax}.
 The data are a mixture of {components} Gaussians of standard deviation {component_std} around random means,
 in {dims} dimensions; y = A x + noise has half as many entries as x, in random directions. The
 posterior is then a mixture in closed form (`score_jax/posterior/mixture.py`). The network is perfect:
@@ -201,11 +203,17 @@ what is seen is the method's own error, and a trained network adds to it.
 standard errors are over the measurements. The first row are exact draws, where an error is that of
 a finite sample: nothing can be below it but by chance. The second ignores y. `pigdm` and `tsmc` know
 the mean variance of a coordinate; the particles of `tsmc` are the {n} samples. `repaint` has
-{repaint_evaluations} evaluations a sample, all others {n_steps}.
+{repaint_evaluations} evaluations a sample, all others {n_steps}. All have their defaults but for what is
+said; `dps` has zeta = 1.
+
+![Sliced W2 of each method, and the error of twisted sampling by particles and by steps](posterior_accuracy.png)
 
 {ranking}
 
 ## Sliced W2
+
+W2 between the samples and as many exact draws, projected on a direction; the root mean square over
+{directions} random directions.
 
 {w2}
 
@@ -223,9 +231,11 @@ The error of the samples' covariance in Frobenius norm, over the norm of the dat
 
 ## Twisted sampling in both limits
 
-In {convergence_dim} dimensions at std = {convergence_std}: the error of the weighted mean as above, and of
-log p(y) in nats. Few steps leave an error that particles do not mend, as the weights are exact for the
-chain of the steps and not for the model; few particles one that steps do not.
+The weights make the sampler exact for the chain of its steps as the particles grow, and the chain is
+the model's as the steps do: neither limit alone is enough. In {convergence_dim} dimensions at std =
+{convergence_std}: the error of the weighted mean as above, and of log p(y) in nats.
+
+{limits}
 
 {convergence}
 """
@@ -238,8 +248,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def cell(values: np.ndarray) -> str:
     """Mean and standard error over repetitions."""
-    mean, error = values.mean(), values.std(ddof=1) / math.sqrt(len(values))
-    return f"{mean:.3f} ± {error:.3f}" if mean < 100 else f"{mean:.3g}"
+    return f"{values.mean():.3g} ± {values.std(ddof=1) / math.sqrt(len(values)):.1g}"
 
 
 def error_table(found: dict, field: str) -> str:
@@ -252,22 +261,44 @@ def error_table(found: dict, field: str) -> str:
 
 
 def ranking(found: dict) -> str:
-    """The methods by sliced W2 in each setting, with what the repetitions cannot tell apart."""
+    """All rows by sliced W2 in each setting, with what the repetitions cannot tell apart."""
     rows = []
     for (d, std), errors in found.items():
-        by_name = {name: of.w2 for name, of in errors.items() if not name.startswith("(")}
-        names = sorted(by_name, key=lambda name: by_name[name].mean())
+        names = sorted(errors, key=lambda name: errors[name].w2.mean())
         text = f"`{names[0]}`"
         for better, worse in itertools.pairwise(names):
-            gaps = by_name[worse] - by_name[better]
-            is_tie = gaps.mean() < 2 * gaps.std(ddof=1) / math.sqrt(len(gaps))
-            text += f" {'~' if is_tie else '<'} `{worse}`"
+            text += f" {'<' if is_less(errors[better].w2, errors[worse].w2) else '~'} `{worse}`"
         rows.append([str(d), str(std), text])
     note = (
-        "Methods by sliced W2, the nearest first; `~` where two neighbours differ by less than two\n"
-        "standard errors of their difference, which is taken measurement by measurement."
+        "By sliced W2, the nearest first; `~` where two neighbours differ by less than two standard\n"
+        "errors of their difference, which is taken measurement by measurement. What follows after\n"
+        "`(the prior)` is farther than draws that ignore y."
     )
     return note + "\n\n" + table(["d", "std", "order"], rows)
+
+
+def is_less(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether the mean of b - a, paired by repetition, is above two of its standard errors."""
+    gaps = b - a
+    return gaps.mean() > 2 * gaps.std(ddof=1) / math.sqrt(len(gaps))
+
+
+def limits_text(found: dict) -> str:
+    """What more particles do at the most steps, and more steps with the most particles."""
+    most = max(found)
+    lines = []
+    for i, name in enumerate(("particles", "steps")):
+        line = [key for key in found if key[1 - i] == most[1 - i]]
+        changes = []
+        for k, what in enumerate(("mean", "log p(y)")):
+            first, last = found[line[0]][k], found[line[-1]][k]
+            verb = "falls" if is_less(last, first) else "does not fall clearly, going"
+            changes.append(f"{verb} from {cell(first)} to {cell(last)} ({what})")
+        lines.append(
+            f"- {most[1 - i]} {('steps', 'particles')[i]}, {line[0][i]} to {line[-1][i]} {name}: "
+            f"the error {' and '.join(changes)}."
+        )
+    return "\n".join(lines)
 
 
 def convergence_table(found: dict) -> str:
@@ -280,26 +311,70 @@ def convergence_table(found: dict) -> str:
     return table(header, rows)
 
 
+def plot(path: Path, found: dict, limits: dict):
+    """Sliced W2 of every row in every setting; and the error of the mean by particles and by steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 4.8), dpi=100, layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
+    names = list(next(iter(found.values())))
+    for i, ((d, std), errors) in enumerate(found.items()):
+        w2 = np.array([errors[name].w2 for name in names])
+        panels[0].errorbar(
+            np.arange(len(names)) + 0.1 * (i - (len(found) - 1) / 2),
+            w2.mean(axis=1),
+            2 * w2.std(axis=1, ddof=1) / math.sqrt(w2.shape[1]),
+            fmt="os^vDP"[i % 6],
+            markersize=4,
+            label=f"d = {d}, std = {std}",
+        )
+    panels[0].set(yscale="log", title="sliced W2, bars of two standard errors")
+    panels[0].set_xticks(range(len(names)), names, rotation=35, ha="right")
+    for i, name in enumerate(("particles", "steps")):
+        for fixed in dict.fromkeys(key[1 - i] for key in limits):
+            line = [key for key in limits if key[1 - i] == fixed]
+            off = np.array([limits[key][0] for key in line])
+            panels[1 + i].errorbar(
+                [key[i] for key in line],
+                off.mean(axis=1),
+                2 * off.std(axis=1, ddof=1) / math.sqrt(off.shape[1]),
+                marker="o",
+                markersize=4,
+                label=f"{fixed} {('steps', 'particles')[i]}",
+            )
+        panels[1 + i].set(xscale="log", yscale="log", xlabel=name, title="tsmc: error of the mean")
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small problem: whether it runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs")
     options = parser.parse_args(argv)
-    size, start = QUICK if options.quick else Size(), time.time()
+    size = QUICK if options.quick else Size()
     with cli.user_errors():
         options.out.mkdir(parents=True, exist_ok=True)
     problems = {(d, s): problem(d, s, size.repetitions) for d in size.dims for s in size.stds}
     found = {key: compare(of, size) for key, of in problems.items()}
     chosen = size.dims[len(size.dims) // 2], size.stds[-1]
     limits = convergence(problems[chosen], size)
+    write(options.out, size, found, chosen, limits, argv, time.process_time() / 60)
+
+
+def write(out: Path, size: Size, found: dict, chosen: tuple, limits: dict, argv, minutes: float):
+    """The page and its picture; what `guided_step.py` has written stays."""
+    path = out / "posterior_accuracy.md"
     page = PAGE.format(
         command=" ".join(["python benchmarks/posterior_accuracy.py", *argv]),
-        minutes=(time.time() - start) / 60,
-        cores=os.cpu_count(),
+        minutes=minutes,
         jax=jax.__version__,
         components=COMPONENTS,
         component_std=COMPONENT_STD,
         dims=", ".join(map(str, size.dims)),
+        directions=DIRECTIONS,
         n=size.n,
         repetitions=size.repetitions,
         n_steps=size.n_steps,
@@ -308,10 +383,13 @@ def main(argv: list[str]):
         **{field: error_table(found, field) for field in Errors._fields},
         convergence_dim=chosen[0],
         convergence_std=chosen[1],
+        limits=limits_text(limits),
         convergence=convergence_table(limits),
     )
-    (options.out / "posterior_accuracy.md").write_text(page)
-    print(options.out / "posterior_accuracy.md")
+    cost = guided_step.section(path)
+    write_text(path, page + (f"\n{cost}" if cost else ""))
+    plot(path.with_suffix(".png"), found, limits)
+    print(path)
 
 
 if __name__ == "__main__":

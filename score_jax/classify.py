@@ -8,7 +8,8 @@ image share their noise, times and probes, so that what these add to each cancel
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from score_jax import evaluate
-from score_jax.data.base import Split
-from score_jax.types import Key, Params
+from score_jax.table import Table, append, begin, read
 
 
 class Bin(NamedTuple):
@@ -50,36 +50,44 @@ class Calibration(NamedTuple):
     bins: tuple[Bin, ...]
 
 
-def log_likelihoods(
-    run: Callable,
-    key: Key,
-    params: Params,
-    split: Split,
-    *,
+class Assessed(NamedTuple):
+    """Probabilities as they are, and with the temperature that was fitted on other examples, if any were."""
+
+    plain: Calibration
+    temperature: float | None
+    tempered: Calibration | None
+
+
+def measure(
+    path: Path,
+    made_for: dict[str, Any],
+    size: int,
     n_classes: int,
-    nats: float,
-    column: str = "bpd",
-    draws: int = 1,
-    index: np.ndarray | None = None,
+    column: str,
+    run: Callable[..., Iterator[dict[str, np.ndarray]]],
 ) -> Float[np.ndarray, "n k"]:
-    """log p(x | class), in nats, of every example under every class.
+    """The number of each of `size` examples under each class, computed once and written to the table at `path`.
+
+    A row for each example and class; nan where the solver failed.
 
     Args:
-      run: of `evaluate.per_example` with labels, of `evaluate.ode_bits` or `evaluate.elbo_bits`.
-      key: of the examples' randomness, which all classes share.
-      nats: in a unit of the column, `evaluate.per_unit`.
-      column: "bpd" of the former, "elbo" of the latter: then a bound takes the place of log p.
-      draws: of an example's randomness, whose mean is taken.
-      index: of the examples; None for all.
+      made_for: what the numbers depend on; a table made for something else is not continued.
+      column: of the results, "elbo" or "bpd".
+      run: run(index=, label=, start=) of `evaluate.per_example` with labels, of `evaluate.elbo_bits`
+        or `evaluate.ode_bits`. An example's randomness is keyed by its index alone, so that all
+        classes share it.
     """
-
-    def bits(label, draw):
-        labels = np.full(len(split.x), label, np.int32)
-        batches = run(key, params, Split(split.x, labels), index, evaluate.streams(draw))
-        return evaluate.together(batches)[column].astype(np.float64)
-
-    means = [sum(bits(k, d) for d in range(draws)) / draws for k in range(n_classes)]
-    return -nats * np.stack(means, axis=1)
+    index, label = np.divmod(np.arange(size * n_classes), n_classes)
+    label = label.astype(np.int32)
+    table = Table(path, ("index", "class", column), index)
+    done = begin(table, made_for)
+    for batch in run(index=index, label=label, start=done) if done < len(index) else ():
+        good = batch.get("ok", True) & np.isfinite(batch[column])
+        values = np.where(good, batch[column], np.nan)
+        rows = slice(done, done + len(values))
+        append(table, {"index": index[rows], "class": label[rows], column: values})
+        done += len(values)
+    return read(table)[column].reshape(size, n_classes)
 
 
 def posterior(
@@ -114,7 +122,7 @@ def calibration(
     return Calibration(
         accuracy=evaluate.estimate(hit),
         nll=evaluate.estimate(-log_p[np.arange(len(label)), label]),
-        ece=sum(gaps) / len(label),
+        ece=sum(gaps) / len(label) if len(label) else math.nan,
         bins=bins,
     )
 
@@ -136,23 +144,34 @@ def temperature(log_p: Float[np.ndarray, "n k"], label: Int[np.ndarray, "n"]) ->
     return float(math.exp(minimize_scalar(loss, bounds=(-10, 10), method="bounded").x))
 
 
-def report(found: Calibration) -> list[str]:
-    """The numbers as lines of text, the reliability table last; empty bins are left out."""
-    numbers = f"accuracy {found.accuracy.mean:.4f} +- {found.accuracy.stderr:.4f}"
-    numbers += f"  nll {found.nll.mean:.4f} +- {found.nll.stderr:.4f}  ece {found.ece:.4f}"
-    rows = [
-        f"({row.low:.3f}, {row.high:.3f}]  {row.count:10d}  {row.confidence:10.4f}  {row.accuracy:8.4f}"
-        for row in found.bins
-        if row.count
-    ]
-    return [numbers, "confidence in         count  confidence  accuracy", *rows]
+def assess(
+    log_p: Float[np.ndarray, "n k"],
+    label: Int[np.ndarray, "n"],
+    other: tuple[Float[np.ndarray, "b k"], Int[np.ndarray, "b"]] | None = None,
+) -> Assessed:
+    """The calibration of log p(class | x), and of what the temperature makes of it; rows with nan are left out.
+
+    Args:
+      other: such probabilities and labels of other examples, to fit the temperature on.
+    """
+    log_p, label = _known(log_p, label)
+    plain = calibration(log_p, label)
+    if other is None:
+        return Assessed(plain, None, None)
+    found = temperature(*_known(*other))
+    return Assessed(plain, found, calibration(posterior(log_p / found), label))
+
+
+def _known(log_p, label):
+    known = ~np.isnan(log_p).any(axis=1)
+    return log_p[known], label[known]
 
 
 def to_json(found: Calibration) -> dict[str, Any]:
-    """The same as a dict of numbers; means of empty bins are None."""
+    """A dict of numbers; means of empty bins are None."""
     bins = [
         {name: None if value != value else value for name, value in row._asdict().items()}
         for row in found.bins
     ]
-    numbers = {name: getattr(found, name)._asdict() for name in ("accuracy", "nll")}
-    return numbers | {"ece": found.ece, "bins": bins}
+    means = {name: getattr(found, name)._asdict() for name in ("accuracy", "nll")}
+    return means | {"ece": found.ece, "bins": bins}

@@ -6,6 +6,7 @@ Nichol 2021, arXiv 2105.05233, section 4, train on uniform times of the diffusio
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from score_jax.model import Model
 from score_jax.sde import SDE, perturb
 from score_jax.types import LossFn
 
-# sigma / alpha at which a classifier is validated, of data that span [-1, 1]
+# sigma / alpha at which a classifier is looked at, of data that span [-1, 1]
 NOISE_LEVELS = 0.1, 0.3, 1.0, 3.0, 10.0
 
 
@@ -55,18 +56,16 @@ def score(
     return losses, (jnp.argmax(logp, axis=1) == label).astype(logp.dtype)
 
 
-def by_level(
-    model: Model,
-    levels: int | None,
-    points: Callable[..., Array] = dequantize.POINTS["uniform"],
-    noise_levels: tuple[float, ...] = NOISE_LEVELS,
+def log_p_by_level(
+    model: Model, levels: int | None, points: Callable[..., Array] = dequantize.POINTS["uniform"]
 ) -> Callable[..., dict[str, Array]]:
-    """For `evaluate.per_example`: "cross_entropy_at_S" and "accuracy_at_S" of each noise level S = sigma / alpha.
+    """For `evaluate.per_example`: log p(class | x_t), [b, k], at each of NOISE_LEVELS and at t_min, next to no noise.
+
+    By name: the level, and "t_min".
 
     Args:
       levels: of the data, or None.
       points: one of `dequantize.POINTS`, as in training.
-      noise_levels: within the SDE's.
     """
 
     def fn(keys, params, x, label, streams):
@@ -75,12 +74,27 @@ def by_level(
             for stream in streams
         )
         x = x if levels is None else points(k_points, x, levels)
-        sde, values = model.sde(params), {}
-        for i, level in enumerate(noise_levels):
-            t = jnp.full(len(x), sde.time_of_log_snr(jnp.asarray(-2 * math.log(level))))
-            x_t = perturb(sde, x, t, shapes.normal(shapes.fold_in(k_noise, i), x))
-            losses, hits = score(model.class_logp(params, x_t, t), label)
-            values |= {f"cross_entropy_at_{level:g}": losses, f"accuracy_at_{level:g}": hits}
+        sde = model.sde(params)
+        of_level = lambda level: sde.time_of_log_snr(jnp.asarray(-2 * math.log(level)))
+        times = {"t_min": sde.t_min} | {f"{level:g}": of_level(level) for level in NOISE_LEVELS}
+
+        def log_p(i, time):
+            t, eps = jnp.full(len(x), time), shapes.normal(shapes.fold_in(k_noise, i), x)
+            return model.class_logp(params, perturb(sde, x, t, eps), t)
+
+        return {name: log_p(i, time) for i, (name, time) in enumerate(times.items())}
+
+    return fn
+
+
+def by_level(*args: Any) -> Callable[..., dict[str, Array]]:
+    """For `evaluate.per_example`: "cross_entropy_at_NAME" and "accuracy_at_NAME" of each of `log_p_by_level`."""
+    log_p = log_p_by_level(*args)
+
+    def fn(keys, params, x, label, streams):
+        values = {}
+        for name, logp in log_p(keys, params, x, label, streams).items():
+            values[f"cross_entropy_at_{name}"], values[f"accuracy_at_{name}"] = score(logp, label)
         return values
 
     return fn

@@ -59,12 +59,13 @@ def per_unit(levels: int | None, n_dims: int) -> float:
 
 
 def per_example(fn: Callable[..., dict[str, Array]], *, batch_size: int, labels: bool) -> Callable:
-    """run(key, params, split, index=None, streams=STREAMS, start=0) -> an iterator of fn's results.
+    """run(key, params, split, index=None, streams=STREAMS, start=0, label=None) -> an iterator of fn's results.
 
     Every example of the split, or of `index`, comes once and in order: dicts of arrays [b] on the
     host, batch after batch. The last batch is padded. An iteration from a later `start`, counted in
     examples, has the batches of the whole one, of which it leaves out what lies before: what it
-    gives is the same to the last bit.
+    gives is the same to the last bit. Labels given as `label`, one for each of `index`, take the
+    place of the split's.
 
     Args:
       fn: fn(keys, params, x, label, streams) -> dict of [b] arrays, x as it is stored.
@@ -85,6 +86,7 @@ def per_example(fn: Callable[..., dict[str, Array]], *, batch_size: int, labels:
         index: np.ndarray | None = None,
         streams: tuple[Any, Any] = STREAMS,
         start: int = 0,
+        label: np.ndarray | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         index = np.arange(len(split.x)) if index is None else np.asarray(index)
         noise, rest = (np.broadcast_to(np.asarray(s, np.int32), len(index)) for s in streams)
@@ -92,9 +94,10 @@ def per_example(fn: Callable[..., dict[str, Array]], *, batch_size: int, labels:
         common = parallel.replicate((key, params))
         for first in range(start // n_batch * n_batch, len(index), n_batch):
             rows = np.minimum(np.arange(first, first + n_batch), len(index) - 1)
-            i = index[rows]
-            label = split.label[i] if labels else None
-            result = mapped(common, (i, split.x[i], label, noise[rows], rest[rows]))
+            i, given = index[rows], None
+            if labels:
+                given = split.label[i] if label is None else label[rows]
+            result = mapped(common, (i, split.x[i], given, noise[rows], rest[rows]))
             kept = slice(max(start - first, 0), min(n_batch, len(index) - first))
             yield {name: values[kept] for name, values in result.items()}
 

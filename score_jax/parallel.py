@@ -132,7 +132,7 @@ def mean(tree: Any, axis_name: str | None) -> Any:
     return jax.tree.unflatten(structure, means)
 
 
-def map_examples(fn: Callable, batch_size: int) -> Callable[..., Any]:
+def map_examples(fn: Callable, batch_size: int, *, compiled: bool = True) -> Callable[..., Any]:
     """Maps fn over all examples of arrays [n, ...], each exactly once.
 
     The result is to be kept and called often: it compiles once for each n up to the batch size.
@@ -143,12 +143,13 @@ def map_examples(fn: Callable, batch_size: int) -> Callable[..., Any]:
       batch_size: examples per call, over all devices together; rounded up to a multiple of their
         number. The last batch is padded by repeating its last example, and the padding's results
         are dropped.
+      compiled: False leaves fn and its loops to Python, operation by operation, on one device.
 
     Returns:
       run(common, arrays) -> the results [n, ...] in order, on the host of every process; all give
       the same arguments.
     """
-    mapped = map_batch(fn)
+    mapped = map_batch(fn) if compiled else _by_operation(fn)
 
     def run(common, arrays):
         n = len(jax.tree.leaves(arrays)[0])
@@ -185,5 +186,14 @@ def map_batch(fn: Callable) -> Callable[..., Any]:
         if jax.process_count() > 1:
             result = multihost_utils.process_allgather(result, tiled=True)
         return jax.tree.map(lambda a: a[:n], result)
+
+    return run
+
+
+def _by_operation(fn):
+    def run(common, arrays):
+        with jax.disable_jit():
+            result = fn(unreplicate(common), jax.tree.map(jnp.asarray, arrays))
+        return jax.tree.map(np.asarray, result)
 
     return run

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from score_jax import (
     evaluate,
     parallel,
     picture,
+    reliability,
     sampling,
     shapes,
     snapshots,
@@ -31,7 +32,7 @@ from score_jax import (
 from score_jax.build import EvalOptions, Experiment
 from score_jax.checkpoint import Checkpoints
 from score_jax.coupling import COUPLINGS
-from score_jax.cross_entropy import by_level
+from score_jax.cross_entropy import by_level, log_p_by_level
 from score_jax.data.base import Split, to_levels, to_model
 from score_jax.data.base import take as take_examples
 from score_jax.dequantize import DEQUANTIZATIONS
@@ -262,12 +263,15 @@ def fit(
     )
 
 
-def draw(experiment: Experiment) -> Callable[..., dict[str, np.ndarray]]:
+def draw(experiment: Experiment, *, compiled: bool = True) -> Callable[..., dict[str, np.ndarray]]:
     """run(params, n, label=None) -> {"x": n samples in data space, "nfe": ..., "ok": ...}.
 
     Sample i is a function of the seed and i alone: more samples begin with the same ones. A
     class-conditional model takes the class `label`, or goes through the classes in turn if it is
     None.
+
+    Args:
+      compiled: as of `parallel.map_examples`.
     """
     model, data = experiment.model, experiment.data
 
@@ -280,7 +284,7 @@ def draw(experiment: Experiment) -> Callable[..., dict[str, np.ndarray]]:
         draws = experiment.draw(pair[:, 1], sde, bind(model, params), x, label)
         return {"x": to_levels(draws.x, data.levels), "nfe": draws.nfe, "ok": draws.ok}
 
-    mapped = parallel.map_examples(one_batch, experiment.eval.batch_size)
+    mapped = parallel.map_examples(one_batch, experiment.eval.batch_size, compiled=compiled)
 
     def run(params, n, label=None):
         index = np.arange(n)
@@ -385,32 +389,70 @@ def class_log_likelihoods(
     experiment: Experiment,
     params: Params,
     split: Split,
-    method: str = "elbo",
-    *,
-    draws: int = 1,
-    found: dict[str, Any] | None = None,
+    path: Path,
+    made_for: dict[str, Any],
+    by: str = "elbo",
 ) -> np.ndarray:
     """log p(x | class), in nats, of a split's examples under each class of a class-conditional model, [n, classes].
 
-    What `classify.posterior` makes a classifier of.
+    What `classify.posterior` makes a classifier of; nan where the solver failed. Writes a table to
+    `path`, and goes on with one that a killed evaluation left there.
 
     Args:
-      method: "elbo", the bound in the place of log p, or "ode"; both as the eval section sets them.
-      draws: of an example's randomness, whose mean is taken.
-      found: by `prepare_ode`, for "ode".
+      made_for: as of `bits_per_dim`.
+      by: "elbo", the bound in the place of log p, or "ode"; both as the eval section sets them.
     """
-    data = experiment.data
-    fn = elbo(experiment) if method == "elbo" else ode(experiment, found)
-    return classify.log_likelihoods(
-        _per_example(experiment, fn),
-        _key(experiment, _TEST),
-        params,
-        split,
-        n_classes=data.n_classes,
-        nats=evaluate.per_unit(data.levels, math.prod(data.shape)),
-        column="elbo" if method == "elbo" else "bpd",
-        draws=draws,
-    )
+    options, data = experiment.eval, experiment.data
+    if options.t_min is not None:
+        experiment = _starting_at(experiment, options.t_min)
+    made_for = made_for | {"parameters": _digest(params), "by": by}
+    if by == "elbo":
+        fn, column = elbo(experiment), "elbo"
+    else:
+        found = prepare_ode(experiment, params, path.parent, made_for)
+        fn, column = ode(experiment, found), "bpd"
+    per_example = partial(_per_example(experiment, fn), _key(experiment, _TEST), params, split)
+    values = classify.measure(path, made_for, len(split.x), data.n_classes, column, per_example)
+    return -evaluate.per_unit(data.levels, math.prod(data.shape)) * values
+
+
+def class_probabilities(
+    experiment: Experiment,
+    params: Params,
+    examples: Sequence[tuple[Split, Path, dict[str, Any]]],
+    by: str | None = "elbo",
+) -> dict[str, Any]:
+    """How good p(class | x) is on examples of a class-conditional model's, or a classifier's, run.
+
+    Of a class-conditional model it is "bayes", of `class_log_likelihoods` and the frequencies of the
+    training split's classes; of a classifier those of `cross_entropy.log_p_by_level`.
+
+    Args:
+      examples: a split, the path of its table and what the table is made for, as of
+        `bits_per_dim`; and after it one to fit temperatures on, if any. A classifier writes no tables.
+      by: as of `class_log_likelihoods`; None for a classifier.
+    Returns:
+      `reliability.summary`; "by"; the "prior" of the classes, or None.
+    """
+    data, model = experiment.data, experiment.model
+    prior = None
+    if model.class_logp is None:
+        prior = np.bincount(data.train.label, minlength=data.n_classes) / len(data.train.label)
+        with np.errstate(divide="ignore"):  # a class that is not there has probability 0
+            log_prior = np.log(prior)
+
+        def found(split, path, made_for):
+            logp = class_log_likelihoods(experiment, params, split, path, made_for, by)
+            return {"bayes": classify.posterior(logp, log_prior)}
+
+    else:
+        fn = log_p_by_level(model, data.levels, experiment.points)
+        per_example = partial(_per_example(experiment, fn), _key(experiment, _TEST), params)
+        found = lambda split, *_: evaluate.together(per_example(split))
+
+    judged, *others = [(found(*part), part[0].label) for part in examples]
+    result = reliability.summary(*judged, *others)
+    return result | {"by": by, "prior": None if prior is None else prior.tolist()}
 
 
 def _refined(options: EvalOptions) -> EvalOptions:

@@ -1,24 +1,25 @@
 """SDEdit (Meng et al. 2022, arXiv 2108.01073): an image from a rough one, noised to a time t0 and drawn from there."""
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from score_jax.sde import perturb
+from score_jax.sde import SDE, log_snr_ends, perturb
 
 
-def sdedit(draw: Callable, guide: Float[Array, "b *s"], t0: float) -> Callable:
+def sdedit(draw: Callable, guide: Float[Array, "n *s"], t0: float) -> Callable:
     """The draw that starts from alpha(t0) guide + sigma(t0) eps at t0, its steps between t0 and t_min.
 
     A later t0 keeps less of the guide and is nearer to the model's samples. The paper draws by the
     reverse SDE and finds 0.3 to 0.6 good, where t_max is 1.
 
     Args:
-      draw: one of `sampling`.
-      guide: in model space, one for each sample.
-      t0: after t_min, at most t_max.
+      draw: one of `sampling`; one without noise changes the guide by the drawn noise alone.
+      guide: in model space, one for each sample, or one for all.
+      t0: after t_min, at most t_max; `time_of_level` has that of a level of noise.
     """
 
     def edited(keys, sde, predict, x, label=None, grid=None):
@@ -29,7 +30,18 @@ def sdedit(draw: Callable, guide: Float[Array, "b *s"], t0: float) -> Callable:
             )
         # samples of the prior are noise and nothing else
         eps = x / sde.sigma(jnp.asarray(sde.t_max))
-        start = perturb(sde, guide, jnp.full(len(x), t0, x.dtype), eps)
+        given = jnp.broadcast_to(guide, x.shape)
+        start = perturb(sde, given, jnp.full(len(x), t0, x.dtype), eps)
         return draw(keys, sde._replace(t_max=t0), predict, start, label, grid)
 
     return edited
+
+
+def time_of_level(sde: SDE, level: float) -> float:
+    """The time at which sigma / alpha is `level`; ValueError if the SDE has none after t_min."""
+    highest, lowest = (math.exp(-0.5 * float(end)) for end in reversed(log_snr_ends(sde)))
+    if not lowest < level <= highest:
+        raise ValueError(
+            f"level = {level:g} of the noise must be above {lowest:.3g} and at most {highest:.3g}"
+        )
+    return min(float(sde.time_of_log_snr(jnp.asarray(-2 * math.log(level)))), sde.t_max)

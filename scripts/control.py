@@ -1,45 +1,48 @@
-"""Draws from a run's model what fits to a measurement of an image: inpainting, colorization and others.
+"""Draws from a run's model what was asked for: of a class, given a measurement of an image, or between two.
 
+    python scripts/control.py --workdir=runs/cifar --task=class --label=3 --option=scale=3
+    python scripts/control.py --workdir=runs/cifar --task=class --method=and --label=3 --not=7
     python scripts/control.py --workdir=runs/cifar --task=inpaint --mask=center --input=img.png --n=16
     python scripts/control.py --workdir=runs/cifar --task=deblur --width=1.5 --method=ddrm --std=0.05 --index=3
     python scripts/control.py --workdir=runs/cifar --task=sdedit --level=0.8 --input=img.png
+    python scripts/control.py --workdir=runs/cifar --task=interpolate --input=a.png --input=b.png --n=8
     python scripts/control.py --list
 
-The input is the whole image, from a file or by its --index in the test split; the measurement is
-taken of it, with noise of --std in units where data are in [-1, 1]. A .png shows the input, what was
-measured, and the samples; a .npz holds them as arrays `input`, `measured` and `x`.
+Tasks `class` and `sdedit` draw by the run's own sampler, which --config.sample.OPTION=VALUE
+overrides. An input is the whole image, from a file or by its --index in the test split; a measurement
+is taken of it, with noise of --std in units where data are in [-1, 1]. A .png shows what was given
+and the samples, or the row from one input to the other; a .npz holds them as arrays `input`,
+`measured`, `label` and `x`.
 """
 
-import ast
-import inspect
 import math
 import sys
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from score_jax import build, cli, files, measurement, picture, posterior, run, samplers
+from score_jax import (
+    build,
+    cli,
+    control,
+    files,
+    guided,
+    interpolation,
+    measurement,
+    options,
+    picture,
+    posterior,
+    run,
+    workdir,
+)
 from score_jax.build import ConfigError
-from score_jax.data.base import DataSet, to_levels, to_model
-from score_jax.data.image import read_image
-from score_jax.model import bind
-from score_jax.posterior import sdedit
+from score_jax.control import Compute, Judge, Loaded
+from score_jax.data import example
 from score_jax.posterior.tasks import MASKS, TASKS, named_mask
-
-SDEDIT = "sdedit"
-
-
-def listing() -> str:
-    """Tasks and methods in columns."""
-    lines = ["TASKS"]
-    lines += [f"  {name:<18}{task.what}" for name, task in TASKS.items()]
-    lines += [f"  {SDEDIT:<18}the input noised to --level, and sampled from there", "METHODS"]
-    lines += [f"  {name:<18}{e.what} ({e.source})" for name, e in posterior.METHODS.items()]
-    return "\n".join(lines)
 
 
 class ListFlag(flags.BooleanFlag):
@@ -54,10 +57,10 @@ class ListFlag(flags.BooleanFlag):
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; required")
 TASK = flags.DEFINE_string("task", "inpaint", "what to draw; see --list")
-METHOD = flags.DEFINE_string("method", "pigdm", "how; see --list")
+METHOD = flags.DEFINE_string("method", None, "how; see --list")
 OPTION = flags.DEFINE_multi_string("option", [], "of the method, as --option=eta=0.5; repeatable")
-INPUT = flags.DEFINE_string("input", None, "an image file, or a .npy of the data's shape")
-INDEX = flags.DEFINE_integer("index", None, "an example of the test split for the input")
+INPUT = flags.DEFINE_multi_string("input", [], "an image file, or a .npy of the data's shape")
+INDEX = flags.DEFINE_multi_integer("index", [], "an example of the test split for the input")
 MASK = flags.DEFINE_string(
     "mask", "center", f"what inpaint hides: {', '.join(MASKS)}, or a grey image, black hidden"
 )
@@ -67,8 +70,14 @@ WIDTH = flags.DEFINE_float("width", 1.0, "of deblur's filter, its standard devia
 STD = flags.DEFINE_float("std", 0.0, "of the measurement's noise")
 LEVEL = flags.DEFINE_float("level", 1.0, "sigma / alpha at which sdedit starts")
 N = flags.DEFINE_integer("n", 16, "how many samples", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 100, "of the sampler", lower_bound=1)
-LABEL = flags.DEFINE_integer("label", None, "class, for a model that knows classes", lower_bound=0)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "of the sampler; default: 100, or the run's own", lower_bound=1
+)
+LABEL = flags.DEFINE_multi_integer(
+    "label", [], "class, for a model that knows classes; repeatable", lower_bound=0
+)
+NOT = flags.DEFINE_multi_integer("not", [], "class not to be of; repeatable", lower_bound=0)
+CLASSIFIER = flags.DEFINE_string("classifier", None, "folder of a classifier's run")
 SEED = flags.DEFINE_integer("seed", 0, "of the noise")
 EMA = flags.DEFINE_string(
     "ema", None, "of which average of the parameters, as of eval.py; default: the first"
@@ -77,62 +86,63 @@ OUT = flags.DEFINE_string("out", "control.png", "file to write, .png or .npz")
 flags.DEFINE_flag(ListFlag("list", False, "print tasks and methods, and end"))
 
 
-def read_pixels(path: Path, data: DataSet) -> np.ndarray:
-    """One example as it is stored, from a file; ConfigError on a wrong shape or range."""
-    if path.suffix == ".npy":
-        x = np.load(path)
-    elif len(data.shape) == 3:
-        try:
-            x = read_image(path.read_bytes(), None, data.shape[-1])
-        except ValueError as error:
-            raise ConfigError(f"{path} {error}") from error
-    else:
+class Kind(NamedTuple):
+    """A kind of task.
+
+    Attributes:
+      prepare: prepare(loaded, method, overrides) refuses what cannot work, and compiles nothing; it
+        returns the computation.
+      flags: that it reads, beside those that all tasks have.
+      methods, default: by name, and which is taken without --method.
+      sampler: whether it draws by the run's own.
+      what: in words, of a task that is alone of its kind.
+    """
+
+    prepare: Callable[[Loaded, Any, list[str]], Compute]
+    flags: tuple[str, ...]
+    methods: Mapping[str, Any] = MappingProxyType({})
+    default: str | None = None
+    sampler: bool = False
+    what: str = ""
+
+
+def given_inputs(loaded: Loaded, n: int) -> tuple[np.ndarray, list[int | None]]:
+    """The n inputs as they are stored, [n, *event], files first, and their classes if they are known."""
+    data = loaded.experiment.data
+    if len(INPUT.value) + len(INDEX.value) != n:
+        many = "one of" if n == 1 else f"{n} in all of"
+        raise ConfigError(f"give {many} --input=FILE and --index=NUMBER")
+    pairs = [(example.from_file(Path(path), data), None) for path in INPUT.value]
+    pairs += [example.from_test(index, data) for index in INDEX.value]
+    stored, labels = zip(*pairs, strict=True)
+    return np.stack(stored), list(labels)
+
+
+def one_label(loaded: Loaded, known: int | None = None) -> int | None:
+    """The class to draw, None for a model without, and for no class of one that has seen that too."""
+    if len(LABEL.value) > 1:
         raise ConfigError(
-            f"--input={path}: the run's data are no images; give a .npy, or --index=0"
+            f"--task={TASK.value} takes one --label, and {len(LABEL.value)} are given"
         )
-    if x.shape != data.shape:
-        raise ConfigError(f"{path} has shape {x.shape}; the model's is {data.shape}: resize it")
-    if data.levels is None:
-        if not (x.dtype.kind in "iuf" and np.all(np.isfinite(x))):
-            raise ConfigError(f"{path} must hold finite numbers")
-        return x.astype(np.float32)
-    if x.dtype.kind not in "iu" or x.min() < 0 or x.max() >= data.levels:
-        raise ConfigError(
-            f"{path} has values from {x.min()} to {x.max()}; the data have integers from 0 to "
-            f"{data.levels - 1}"
-        )
-    return x.astype(np.uint8)
+    experiment = loaded.experiment
+    n_classes = experiment.data.n_classes if experiment.labels else 0
+    label = LABEL.value[0] if LABEL.value else known
+    if LABEL.value and label >= n_classes:
+        raise ConfigError(f"--label={label}, but the run's model knows {n_classes} classes, from 0")
+    if n_classes and label is None and not experiment.train.label_dropout:
+        raise ConfigError(f"the run's model knows {n_classes} classes; give --label, from 0")
+    return label if n_classes else None
 
 
-def read_input(data: DataSet) -> tuple[np.ndarray, int | None]:
-    """The input as it is stored, and its class if it is known."""
-    if (INPUT.value is None) == (INDEX.value is None):
-        raise ConfigError("give one of --input=FILE and --index=NUMBER")
-    if INPUT.value is not None:
-        return read_pixels(Path(INPUT.value), data), None
-    n = len(data.test.x)
-    if not 0 <= INDEX.value < n:
-        raise ConfigError(f"--index={INDEX.value} is not in the test split, 0 to {n - 1}")
-    label = data.test.label
-    return data.test.x[INDEX.value], None if label is None else int(label[INDEX.value])
-
-
-def read_mask(shape: tuple[int, ...]) -> np.ndarray:
+def masked(shape: tuple[int, ...]) -> np.ndarray:
     """True where the input is observed."""
     if len(shape) != 3:
         raise ConfigError(f"inpaint needs images, and the run's data have shape {shape}")
     if MASK.value in MASKS:
         return named_mask(MASK.value, shape)
-    path = Path(MASK.value)
-    if not path.is_file():
-        raise ConfigError(f"--mask={path} is no file; {build.choose(str(path), MASKS)}")
-    try:
-        mask = read_image(path.read_bytes(), None, 1)[..., 0] >= 128
-    except ValueError as error:
-        raise ConfigError(f"--mask={path} {error}") from error
-    if mask.shape != shape[:2]:
-        raise ConfigError(f"--mask={path} is {mask.shape}; the model's images are {shape[:2]}")
-    return mask
+    if not Path(MASK.value).is_file():
+        raise ConfigError(f"--mask={MASK.value} is no file; {build.choose(MASK.value, MASKS)}")
+    return example.mask_from_file(Path(MASK.value), shape)
 
 
 def measurement_of(shape: tuple[int, ...]) -> measurement.Measurement:
@@ -141,7 +151,7 @@ def measurement_of(shape: tuple[int, ...]) -> measurement.Measurement:
         raise ConfigError(f"--std={STD.value:g} must be finite and at least 0")
     task = TASKS[TASK.value]
     values = {
-        "mask": lambda: read_mask(shape),
+        "mask": lambda: masked(shape),
         "share": lambda: SHARE.value,
         "seed": lambda: SEED.value,
         "factor": lambda: FACTOR.value,
@@ -150,121 +160,197 @@ def measurement_of(shape: tuple[int, ...]) -> measurement.Measurement:
     return task.make(shape, std=STD.value, **{name: values[name]() for name in task.options})
 
 
-def method_of(name: str, options: list[str]) -> posterior.Method:
-    """The method with its options read from NAME=VALUE."""
-    if name not in posterior.METHODS:
-        choices = build.choose(name, posterior.METHODS)
-        raise ConfigError(f"--method={name} is no method; {choices}")
-    make = posterior.METHODS[name].make
-    known, given = inspect.signature(make).parameters, {}
-    for item in options:
-        option, equals, text = item.partition("=")
-        if option not in known or not equals:
-            wanted = build.choose(option, known)
-            raise ConfigError(f"--option={item}: write NAME=VALUE with a name of {name}; {wanted}")
-        given[option] = _number(item, text, known[option])
-    return make(**given)
+def measured(loaded: Loaded, method: posterior.Method, overrides: list[str]) -> Compute:
+    """Samples given a measurement of the input."""
+    given, (known,) = given_inputs(loaded, 1)
+    label, operator = one_label(loaded, known), measurement_of(loaded.experiment.data.shape)
+    drawn = dict(n=N.value, n_steps=STEPS.value or 100, seed=SEED.value)
+    return control.measured(loaded, method, operator, given, label, **drawn)
 
 
-def _number(item, text, parameter):
-    is_whole = parameter.annotation in (int, int | None)
-    if parameter.annotation is str:
-        if text not in samplers.VARIANCES:
-            raise ConfigError(f"--option={item}: {build.choose(text, samplers.VARIANCES)}")
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = None
-    if isinstance(value, bool) or not isinstance(value, int if is_whole else (int, float)):
+def read_classifier(loaded: Loaded, overrides: list[str]) -> Judge:
+    """The classifier of --classifier, if it is one and of the run's data."""
+    if CLASSIFIER.value is None:
+        raise ConfigError("--method=classifier needs --classifier=FOLDER of a classifier's run")
+    folder, where = Path(CLASSIFIER.value), f"--classifier={CLASSIFIER.value}"
+    data_only = [item for item in overrides if _key(item) in workdir.FREE]
+    config = cli.load_run(folder, data_only, "eval")
+    if config["loss"]["name"] != "cross_entropy":
         raise ConfigError(
-            f"--option={item} must be a {'whole number' if is_whole else 'number'}, as "
-            f"{parameter.name}={parameter.default or 8}"
+            f"{where} is no classifier's run, its config.loss.name is {config['loss']['name']!r}; "
+            "train one: configs/classifier_fashion_mnist.py"
         )
-    if not math.isfinite(value) or value < 0:
-        raise ConfigError(f"--option={item} must be finite and at least 0")
-    return value if is_whole else float(value)
-
-
-def check_task(name: str):
-    if name not in (*TASKS, SDEDIT):
-        choices = build.choose(name, (*TASKS, SDEDIT))
-        raise ConfigError(f"--task={name} is no task; {choices}")
-
-
-def label_of(experiment: build.Experiment, known: int | None) -> int | None:
-    """The class to draw, None for a model without."""
-    n_classes = experiment.data.n_classes if experiment.labels else 0
-    if LABEL.value is not None and LABEL.value >= n_classes:
+    judge, data = build.experiment(config), loaded.experiment.data
+    if judge.data.shape != data.shape:
         raise ConfigError(
-            f"--label={LABEL.value}, but the run's model knows {n_classes} classes, from 0"
+            f"{where} knows examples of shape {judge.data.shape}, and the run's are {data.shape}; "
+            "take one of the same data"
         )
-    label = known if LABEL.value is None else LABEL.value
-    if n_classes and label is None:
-        raise ConfigError(f"the run's model knows {n_classes} classes; give --label, from 0")
-    return label if n_classes else None
+    if data.n_classes and judge.data.n_classes != data.n_classes:
+        raise ConfigError(
+            f"{where} knows {judge.data.n_classes} classes, and the run's data {data.n_classes}; "
+            "take one of the same data"
+        )
+    same_sde = config["sde"] == loaded.config["sde"] and config["sde"]["name"] != "learned"
+    _, params = run.averaged_params(folder, judge)
+    return Judge(judge.model, params, judge.data.n_classes, same_sde)
+
+
+def _key(item):
+    return item.removeprefix(cli.PREFIX).partition("=")[0]
+
+
+def of_class(loaded: Loaded, guide: guided.Guide, overrides: list[str]) -> Compute:
+    """Samples of classes, by a guided model and the run's own sampler."""
+    name, judge = METHOD.value or CLASS.default, None
+    if guided.METHODS[name].classifier:
+        judge = read_classifier(loaded, overrides)
+    elif CLASSIFIER.value is not None:
+        raise ConfigError(f"--classifier={CLASSIFIER.value} is for --method=classifier, not {name}")
+    asked = tuple(LABEL.value), tuple(NOT.value)
+    return control.of_class(loaded, name, guide, *asked, judge, n=N.value, seed=SEED.value)
+
+
+def edited(loaded: Loaded, method: None, overrides: list[str]) -> Compute:
+    """Samples from the input noised to a level, by the run's own sampler."""
+    given, (known,) = given_inputs(loaded, 1)
+    label, drawn = one_label(loaded, known), dict(n=N.value, seed=SEED.value)
+    return control.edited(loaded, given, label, level=LEVEL.value, **drawn)
+
+
+def interpolated(loaded: Loaded, make: interpolation.MakeRow, overrides: list[str]) -> Compute:
+    """A row from one input to the other."""
+    given, _ = given_inputs(loaded, 2)
+    return control.between(loaded, make, given, one_label(loaded), n=N.value)
+
+
+ONE_INPUT = "input", "index", "label"
+MEASURE = Kind(measured, (*ONE_INPUT, "std", "steps"), posterior.METHODS, "pigdm")
+CLASS = Kind(
+    of_class,
+    ("label", "not", "classifier", "steps"),
+    guided.METHODS,
+    "classifier_free",
+    sampler=True,
+    what="of a class, of several at once, or not of one",
+)
+EDIT = Kind(
+    edited,
+    (*ONE_INPUT, "level", "steps"),
+    sampler=True,
+    what="the input noised to --level, and sampled from there (Meng et al. 2022, arXiv 2108.01073)",
+)
+BETWEEN = Kind(
+    interpolated,
+    ONE_INPUT,
+    interpolation.METHODS,
+    "slerp",
+    what="a row of --n examples from one input to another",
+)
+KINDS = {name: MEASURE for name in TASKS}
+KINDS |= {"class": CLASS, "sdedit": EDIT, "interpolate": BETWEEN}
+
+
+def flags_of(task: str) -> list[str]:
+    """Those that the task reads, beside those that all tasks have."""
+    kind = KINDS[task]
+    own = TASKS[task].options if task in TASKS else ()
+    methods = ("method", "option") if kind.methods else ()
+    return [*(name for name in own if name != "seed"), *kind.flags, *methods]
+
+
+def listing() -> str:
+    """Tasks with their flags, and the methods of each kind with their options."""
+    lines = ["TASKS"]
+    for name, kind in KINDS.items():
+        lines.append(f"  {name:<18}{kind.what or TASKS[name].what}")
+        own = " --config.sample.OPTION" if kind.sampler else ""
+        lines.append(f"  {'':<18}{' '.join(f'--{flag}' for flag in flags_of(name))}{own}")
+    for kind in (MEASURE, CLASS, BETWEEN):
+        tasks = ", ".join(name for name, other in KINDS.items() if other is kind)
+        lines.append(f"METHODS of {tasks}; default {kind.default}")
+        for name, entry in kind.methods.items():
+            lines.append(f"  {name:<18}{entry.what} ({entry.source})")
+            written = " ".join(options.listed(entry.make))
+            lines += [f"  {'':<18}--option: {written}"] if written else []
+    lines.append("TEMPERATURE, of whole samples: scripts/sample.py --temperature=0.8")
+    return "\n".join(lines)
+
+
+def check_flags(overrides: list[str]):
+    """Raises ConfigError for an unknown task, and for flags that it does not read."""
+    name = TASK.value
+    if name not in KINDS:
+        raise ConfigError(f"--task={name} is no task; {build.choose(name, KINDS)}")
+    read, every = flags_of(name), {flag for task in KINDS for flag in flags_of(task)}
+    for flag in sorted(every - set(read)):
+        if flags.FLAGS[flag].present:
+            takes = ", ".join(f"--{each}" for each in read)
+            raise ConfigError(f"--{flag} is not for --task={name}, which takes {takes}")
+    for item in overrides:
+        if _key(item).startswith("sample.") and not KINDS[name].sampler:
+            raise ConfigError(f"{item} has no effect here; --list shows methods, --steps how many")
+
+
+def method_of(kind: Kind):
+    """The method with its options, None for a task that has no methods."""
+    if not kind.methods:
+        return None
+    name = METHOD.value or kind.default
+    if name not in kind.methods:
+        raise ConfigError(
+            f"--method={name} is no method of {TASK.value}; {build.choose(name, kind.methods)}"
+        )
+    make = kind.methods[name].make
+    return make(**options.read("option", name, make, OPTION.value))
+
+
+def load(overrides: list[str]) -> Loaded:
+    """The run of --workdir; refuses one from which nothing can be drawn that is asked for."""
+    folder = Path(WORKDIR.value)
+    if KINDS[TASK.value].sampler and STEPS.value:
+        overrides = [*overrides, f"{cli.PREFIX}sample.n_steps={STEPS.value}"]
+    config = cli.load_run(folder, overrides, "sample")
+    experiment = build.experiment(config)
+    if experiment.no_samples:
+        raise ConfigError(f"--workdir={folder}: {experiment.no_samples}")
+    if experiment.no_bits and TASK.value != "class":
+        raise ConfigError(f"--task={TASK.value} needs a score at every time; {experiment.no_bits}")
+    if EMA.value == "all":
+        raise ConfigError("--ema=all is for eval.py; name one average")
+    step, params = run.averaged_params(folder, experiment, EMA.value)
+    if experiment.model.sde(params).force is not None:
+        raise ConfigError("the run's SDE has a force, under which x_t is no noised x0")
+    return Loaded(config, experiment, step, params)
 
 
 def main(overrides: list[str]) -> int:
     with cli.user_errors():
-        folder, out = Path(WORKDIR.value), Path(OUT.value)
-        check_task(TASK.value)
-        for item in overrides:
-            if item.startswith(f"{cli.PREFIX}sample."):
-                raise ConfigError(
-                    f"{item} has no effect here; --list shows methods, --steps how many"
-                )
-        method = method_of(METHOD.value, OPTION.value)
+        out = Path(OUT.value)
+        check_flags(overrides)
+        kind = KINDS[TASK.value]
+        method = method_of(kind)
         if out.suffix not in (".png", ".npz") or out.is_dir():
             raise ConfigError(f"--out={out} must be a file that ends in .png or .npz")
-        experiment = build.experiment(cli.load_run(folder, overrides, "sample"))
-        model, data = experiment.model, experiment.data
-        given, known = read_input(data)
-        label = label_of(experiment, known)
-        step, params = run.averaged_params(folder, experiment, EMA.value)
-        sde = model.sde(params)
-        if sde.force is not None:
-            raise ConfigError("the run's SDE has a force, under which x_t is no noised x0")
-        middle = 0.0 if data.levels is None else 0.5
-        x0 = jnp.asarray(to_model(given.astype(np.float32) + middle, data.levels))[None]
-        # one row of noise for the measurement, the others for the samples
-        keys = jax.random.split(jax.random.key(SEED.value), N.value + 1)
-        labels = None if label is None else jnp.full(N.value, label)
-        of_params = lambda params: (model.sde(params), bind(model, params))
-        repeated = lambda a: jnp.repeat(a, N.value, axis=0)
-        if TASK.value == SDEDIT:
-            shown = x0
-            draw = sdedit.drawer(of_params, level=LEVEL.value, n_steps=STEPS.value)
-            sdedit.check_level(sde, LEVEL.value)
-        else:
-            operator = measurement_of(data.shape)
-            y = measurement.measure(keys[:1], operator, x0)
-            shown = measurement.pseudo_inverse(operator, y)
-            # refuses what the method cannot do, before anything is computed
-            method.steps(sde, bind(model, params), operator, repeated(y))
-            draw = posterior.drawer(method, of_params, operator, n_steps=STEPS.value)
+        loaded = load(overrides)
+        compute = kind.prepare(loaded, method, overrides)
         out.parent.mkdir(parents=True, exist_ok=True)
 
-    source = x0 if TASK.value == SDEDIT else y
-    x = draw(keys[1:], params, repeated(source), labels)
-    ok = np.asarray(jnp.all(jnp.isfinite(x.reshape(len(x), -1)), axis=1))
-    if not ok.all():
-        failed = f"the method failed on {np.sum(~ok)} of {N.value} samples"
-        print(f"control.py: {failed}; take more --steps, or another --option", file=sys.stderr)
+    result = compute()
+    if failed := int(np.sum(~result.ok)):
+        print(
+            f"control.py: the method failed on {failed} of {N.value} samples; take more --steps, or "
+            "another --option",
+            file=sys.stderr,
+        )
         return 1
-    stored = lambda x: np.asarray(to_levels(x, data.levels))
-    arrays = dict(input=given[None], measured=stored(shown), x=stored(x))
     if out.suffix == ".npz":
-        files.write(out, partial(_savez, arrays))
+        files.write(out, lambda part: np.savez_compressed(part, **result.arrays))
     else:
-        picture.save(out, np.concatenate(list(arrays.values())), data.levels)
-    how = SDEDIT if TASK.value == SDEDIT else f"{TASK.value} by {METHOD.value}"
-    print(f"{N.value} samples at step {step}, {how}: {out}")
+        picture.save(out, result.shown, loaded.experiment.data.levels)
+    how = f" by {METHOD.value or kind.default}" if kind.methods else ""
+    print(f"{N.value} samples at step {loaded.step}, {TASK.value}{how}: {out}")
     return 0
-
-
-def _savez(arrays, part):
-    np.savez_compressed(part, **arrays)
 
 
 if __name__ == "__main__":

@@ -90,22 +90,19 @@ def test_the_exact_classifier_minimises_the_loss_over_the_slope_of_its_logit():
     assert np.mean(slopes(0.5, *parts)) < -1e-3 < 1e-3 < np.mean(slopes(2.0, *parts))
 
 
-def test_validation_by_noise_level_is_the_closed_form_at_each():
+def test_at_t_min_and_at_each_noise_level_the_validation_is_the_closed_form():
+    """The exact classifier's log-loss is the entropy of the class given x_t, and its accuracy the best."""
     sde, n = sdes.vp(), 4000
-    fn = cross_entropy.by_level(two_classes(sde), None, noise_levels=(0.3, 1.0, 5.0))
+    fn = cross_entropy.by_level(two_classes(sde), None)
     measure = evaluate.per_example(fn, batch_size=n, labels=True)
     x, label = draws(n)
     found = evaluate.together(measure(jax.random.key(0), jnp.ones(()), Split(x, label)))
-    names = {
-        f"{name}_at_{level}"
-        for level in ("0.3", "1", "5")
-        for name in ("cross_entropy", "accuracy")
-    }
-    assert found.keys() == names
-    for level in (0.3, 1.0, 5.0):
+    levels = {"t_min": 1e-3} | {f"{level:g}": level for level in cross_entropy.NOISE_LEVELS}
+    quantities = "cross_entropy", "accuracy"
+    assert found.keys() == {f"{q}_at_{name}" for name in levels for q in quantities}
+    for name, level in levels.items():
         expected = entropy_and_accuracy(1.0, level)  # alpha scales signal and noise alike
-        columns = [found[f"{name}_at_{level:g}"] for name in ("cross_entropy", "accuracy")]
-        assert_mean(np.stack(columns, axis=1), expected)
+        assert_mean(np.stack([found[f"{q}_at_{name}"] for q in quantities], axis=1), expected)
 
 
 class Small(nn.Module):

@@ -1,12 +1,13 @@
 """Bayes' classifier against closed forms, and calibration numbers of predictions whose calibration is known."""
 
-import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import assert_mean
 
 from score_jax import build, classify, evaluate, exact
 from score_jax import run as run_module
@@ -49,41 +50,61 @@ def test_bayes_does_not_overflow_at_the_size_of_images_log_densities():
 
 
 def noisy(keys, params, x, label, streams):
-    """2 label + x, and noise of the example's key and first stream."""
+    """2 label + x, and noise of the example's key and first stream; unsolved is class 1 of a negative x."""
     keys = jax.vmap(jax.random.fold_in)(keys, streams[0])
     noise = jax.vmap(jax.random.uniform)(keys)
-    return {"bpd": 2.0 * label + x[:, 0] + noise, "elbo": -1.0 * label}
+    return {"bpd": 2.0 * label + x[:, 0] + noise, "ok": (label != 1) | (x[:, 0] > 0)}
 
 
 @pytest.fixture(scope="module")
-def run():
-    return evaluate.per_example(noisy, batch_size=8, labels=True)
+def noisy_run():
+    return partial(evaluate.per_example(noisy, batch_size=8, labels=True), KEY, ())
 
 
-def test_the_classes_of_an_example_share_its_noise(run):
-    split = Split(POINTS, None)
-    found = classify.log_likelihoods(run, KEY, (), split, n_classes=3, nats=0.5)
-    np.testing.assert_allclose(np.diff(found, axis=1), -1.0, rtol=1e-5)
-    noise = -found[:, 0] / 0.5 - POINTS[:, 0]
+def test_the_classes_of_an_example_share_its_noise_and_a_failed_solve_has_no_number(
+    noisy_run, tmp_path
+):
+    run = partial(noisy_run, Split(POINTS, None))
+    found = classify.measure(tmp_path / "class.csv", {}, 12, 3, "bpd", run)
+    np.testing.assert_allclose(found[:, 2] - found[:, 0], 4.0, rtol=1e-5)
+    noise = found[:, 0] - POINTS[:, 0]
     assert np.all((noise > 0) & (noise < 1)) and len(np.unique(noise)) == 12
+    np.testing.assert_array_equal(np.isnan(found[:, 1]), POINTS[:, 0] <= 0)
 
 
-def test_draws_are_averaged_and_any_column_and_part_can_be_taken(run):
-    options = dict(n_classes=2, nats=1.0)
-    split = Split(POINTS, None)
-    draw = [
-        evaluate.together(
-            run(KEY, (), Split(POINTS, np.zeros(12, np.int32)), None, evaluate.streams(d))
-        )
-        for d in range(3)
+def test_a_killed_table_of_classes_goes_on_to_the_same_bytes(noisy_run, tmp_path):
+    """Cut within a row of the third batch of five."""
+    run, file = partial(noisy_run, Split(POINTS, None)), tmp_path / "class.csv"
+    found = classify.measure(file, {}, 12, 3, "bpd", run)
+    whole = file.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert lines[0] == b"index,class,bpd\n" and len(lines) == 37
+    assert [line.split(b",")[:2] for line in lines[1:5]] == [
+        [b"0", b"0"],
+        [b"0", b"1"],
+        [b"0", b"2"],
+        [b"1", b"0"],
     ]
-    found = classify.log_likelihoods(run, KEY, (), split, draws=3, **options)
-    np.testing.assert_allclose(found[:, 0], -np.mean([d["bpd"] for d in draw], axis=0), rtol=1e-5)
-    index = np.array([7, 2])
-    part = classify.log_likelihoods(run, KEY, (), split, draws=3, index=index, **options)
-    np.testing.assert_allclose(part, found[index], rtol=1e-6)
-    bounds = classify.log_likelihoods(run, KEY, (), split, column="elbo", **options)
-    np.testing.assert_allclose(bounds, np.tile([0.0, 1.0], (12, 1)))
+    file.write_bytes(b"".join(lines[:20])[:-3])
+    starts = []
+    counted = lambda **options: starts.append(options["start"]) or run(**options)
+    np.testing.assert_array_equal(classify.measure(file, {}, 12, 3, "bpd", counted), found)
+    assert file.read_bytes() == whole and starts == [18]
+
+
+ANGLES = np.arange(8) * math.pi / 4
+ON_CIRCLE = 1.5 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
+
+
+def conditional(sde, std):
+    """The exact model of N(ON_CIRCLE[label], std^2 I), and a function: the noised density of class k."""
+
+    def predict(params, x, t, label=None, *, keys=None, augment=None):
+        of_class = exact.gaussian(jnp.asarray(ON_CIRCLE, x.dtype)[label], std**2 * np.eye(2))
+        return exact.predictor(sde, of_class)(x, t)
+
+    density = lambda k: exact.mixture([1.0], ON_CIRCLE[[k]], std)
+    return Model(lambda key, shape: (), lambda params: sde, predict), density
 
 
 @pytest.fixture(scope="module")
@@ -101,43 +122,94 @@ def eight_gaussians():
     )
     experiment = build.experiment(build.resolve(config))
     sde = experiment.model.sde(())
-    angles = np.arange(8) * math.pi / 4
-    means = 1.5 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    density = lambda k: exact.mixture([1.0], means[[k]], 0.1)
-    models = [exact.predictor(sde, density(k)) for k in range(8)]
-
-    def predict(params, x, t, label=None, *, keys=None, augment=None):
-        pairs = jax.tree.map(lambda *a: jnp.stack(a), *[model(x, t) for model in models])
-        return jax.tree.map(lambda a: a[label, jnp.arange(len(x))], pairs)
-
-    model = Model(lambda key, shape: (), lambda params: sde, predict)
+    model, density = conditional(sde, 0.1)
     return experiment._replace(model=model), sde, density
 
 
-def test_bayes_from_the_ode_of_a_conditional_model_is_the_closed_form(eight_gaussians):
+def exact_log_densities(sde, density, x, t):
+    """[n, 8], of noised points at t."""
+    t = jnp.full(len(x), t)
+    logp = [density(k)(jnp.asarray(x), sde.alpha(t), sde.sigma(t)) for k in range(8)]
+    return np.stack(logp, axis=1)
+
+
+def test_bayes_from_the_ode_of_a_conditional_model_is_the_closed_form(eight_gaussians, tmp_path):
     """Densities at t_min; what is left is the solver's error, and alpha(1) = 5e-5 times the mean in the prior."""
     experiment, sde, density = eight_gaussians
     # on the circle, between two classes: up to 30 standard deviations from the others
     angle = np.array([0.37, 0.40, 0.02, 1.17, 4.3, 5.5])
     x = (1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)).astype(np.float32)
-    found = run_module.class_log_likelihoods(experiment, (), Split(x, None), "ode")
-    t = jnp.full(6, sde.t_min)
-    exact_logp = [density(k)(jnp.asarray(x), sde.alpha(t), sde.sigma(t)) for k in range(8)]
-    exact_logp = np.stack(exact_logp, axis=1)
+    path = tmp_path / "class.csv"
+    found = run_module.class_log_likelihoods(experiment, (), Split(x, None), path, {}, "ode")
+    exact_logp = exact_log_densities(sde, density, x, sde.t_min)
     np.testing.assert_allclose(found, exact_logp, rtol=1e-3, atol=1e-2)
     probabilities = np.exp(classify.posterior(found))
     np.testing.assert_allclose(probabilities, jax.nn.softmax(exact_logp), atol=5e-3)
     assert np.any((probabilities > 0.1) & (probabilities < 0.9))
 
 
-def test_bayes_from_bounds_finds_the_class_of_each_example(eight_gaussians):
-    """30 draws of noised classes 0.1 wide, 1.1 apart; the bound's noise is shared by all classes."""
-    experiment, _, _ = eight_gaussians
-    split = experiment.data.train
-    split = Split(split.x[:30], split.label[:30])
-    found = run_module.class_log_likelihoods(experiment, (), split, draws=2)
-    assert found.shape == (30, 8)
-    assert classify.calibration(classify.posterior(found), split.label).accuracy.mean == 1.0
+def test_shared_noise_leaves_less_of_itself_in_the_log_odds(eight_gaussians, tmp_path):
+    """Of two classes as wide as they are apart, by the bound: one draw for both, and a draw for each."""
+    experiment, sde, _ = eight_gaussians
+    model, density = conditional(sde, 1.0)
+    experiment = experiment._replace(model=model)
+    x = np.random.default_rng(1).normal(0, 1.5, (400, 2)).astype(np.float32)
+    run = evaluate.per_example(run_module.elbo(experiment), batch_size=400, labels=True)
+    run = partial(run, KEY, (), Split(x, None))
+    exact_logp = exact_log_densities(sde, density, x, sde.t_min)
+    truth = exact_logp[:, 0] - exact_logp[:, 1]
+    shared = -classify.measure(tmp_path / "class.csv", {}, 400, 2, "elbo", run)
+    label, other = np.ones(400, np.int32), evaluate.streams(1)
+    own = -evaluate.together(run(np.arange(400), other, label=label))["elbo"]
+    errors = [shared[:, 0] - class_1 - truth for class_1 in (shared[:, 1], own)]
+    for error in errors:
+        assert_mean(error, 0.0)  # a perfect model's bound is log p, on average over the noise
+    assert np.var(errors[0]) < 0.05 * np.var(errors[1])
+
+
+def test_of_a_model_that_ignores_labels_the_posterior_is_the_prior_exactly(
+    eight_gaussians, tmp_path
+):
+    """Whatever the bound's noise: all classes have the same."""
+    experiment, sde, density = eight_gaussians
+    blind = exact.predictor(sde, density(3))
+    predict = lambda params, x, t, label=None, *, keys=None, augment=None: blind(x, t)
+    model = experiment.model._replace(predict=predict)
+    label = np.repeat(np.arange(8), [5, 1, 1, 3, 2, 2, 4, 2]).astype(np.int32)
+    train = Split(experiment.data.train.x[:20], label)
+    test = Split(experiment.data.test.x, experiment.data.test.label)
+    blind_run = experiment._replace(model=model, data=experiment.data._replace(train=train))
+    result = run_module.class_probabilities(blind_run, (), [(test, tmp_path / "class.csv", {})])
+    assert result["prior"] == [0.25, 0.05, 0.05, 0.15, 0.1, 0.1, 0.2, 0.1]
+    plain = result["probabilities"]["bayes"]["plain"]
+    frequencies = np.array(result["prior"])[test.label]
+    assert plain["nll"]["mean"] == pytest.approx(-np.mean(np.log(frequencies)), abs=1e-12)
+    assert plain["accuracy"]["mean"] == np.mean(test.label == 0)  # the most frequent class
+    (only,) = [row for row in plain["bins"] if row["count"]]
+    assert only["confidence"] == pytest.approx(0.25) and only["count"] == len(test.x)
+
+
+def test_the_exact_posterior_is_calibrated_and_one_of_doubled_log_odds_is_not():
+    """In each bin of confidence, of 20000 draws of the mixture, within 4 standard errors."""
+    rng = np.random.default_rng(2)
+    label = rng.choice(3, size=20_000, p=WEIGHTS)
+    x = MEANS[label] + 2 * STD * rng.standard_normal((len(label), 2))  # so that classes overlap
+    log_density = -0.5 * np.sum((x[:, None] - MEANS) ** 2, axis=2) / (2 * STD) ** 2
+
+    def deviations(*terms):
+        rows = classify.calibration(classify.posterior(log_density, sum(terms)), label).bins
+        rows = [row for row in rows if row.count > 100]
+        variance = lambda row: row.confidence * (1 - row.confidence) / row.count
+        return [(row.accuracy - row.confidence) / math.sqrt(variance(row)) for row in rows]
+
+    calibrated = deviations(np.log(WEIGHTS))
+    assert len(calibrated) >= 9 and np.max(np.abs(calibrated)) < 4
+    assert np.max(np.abs(deviations(log_density, np.log(WEIGHTS)))) > 8  # the density squared
+    losses = [
+        classify.calibration(classify.posterior(log_density, prior), label).nll.mean
+        for prior in (np.log(WEIGHTS), None)
+    ]
+    assert losses[0] < losses[1] - 0.01
 
 
 def predictions(confidences, accuracies, n=100):
@@ -192,12 +264,17 @@ def test_the_temperature_undoes_overconfidence():
     assert classify.calibration(classify.posterior(log_p / found), label).ece < 1e-4
 
 
-def test_a_calibration_can_be_read_and_saved():
-    found = classify.calibration(*predictions([0.95, 0.65], [0.6, 0.75]), n_bins=10)
-    lines = classify.report(found)
-    assert lines[0].startswith("accuracy 0.6750 +- 0.0332  nll") and lines[0].endswith("ece 0.2250")
-    assert lines[2].split() == ["(0.600,", "0.700]", "100", "0.6500", "0.7500"]
-    assert len(lines) == 4  # empty bins are left out
-    saved = json.loads(json.dumps(classify.to_json(found), allow_nan=False))
-    assert saved["ece"] == found.ece and saved["bins"][0]["accuracy"] is None
-    assert saved["bins"][9]["count"] == 100 and saved["accuracy"]["mean"] == found.accuracy.mean
+def test_the_temperature_is_of_the_other_examples_and_failed_ones_are_left_out():
+    """Fitted where 0.9 is right in 60 %, judged where it is right in 75 %; a row of nan on either side."""
+    logit = lambda p: math.log(p / (1 - p))
+    nan = np.full((1, 2), np.nan)
+
+    def failed(log_p, label):
+        return np.concatenate([nan, log_p]), np.concatenate([[1], label])
+
+    judged, other = (failed(*predictions([0.9], [share])) for share in (0.75, 0.6))
+    found = classify.assess(*judged, other)
+    assert found.temperature == pytest.approx(logit(0.9) / logit(0.6), rel=1e-4)
+    assert found.plain.accuracy.n == 100 and found.plain.ece == pytest.approx(0.15)
+    assert found.tempered.ece == pytest.approx(0.15, abs=1e-4)  # now confidence 0.6
+    assert classify.assess(*judged) == (found.plain, None, None)

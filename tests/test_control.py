@@ -1,18 +1,83 @@
-"""scripts/control.py in this process, on a network that has hardly been trained."""
+"""scripts/control.py in this process, on networks of random weights."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 from sklearn.datasets import load_digits
-from test_scripts import home, run  # noqa: F401  fixtures
+from test_cli import COMPILED
 
-from score_jax import posterior
+from score_jax import build, guided, interpolation, latents, posterior
+from score_jax import run as run_module
+from score_jax.data.base import to_model
+
+DIGITS = dict(
+    data=dict(name="digits"),
+    sde=dict(name="vp"),
+    net=dict(name="mlp", width=16, depth=1),
+    model=dict(class_conditional=True),
+    loss=dict(name="denoising"),
+    optim=dict(name="adam"),
+    train=dict(steps=1, batch_size=8, ema=(0.9,), label_dropout=0.1),
+    sample=dict(name="ddim", n_steps=3),
+)
+CLASSIFIER = DIGITS | dict(
+    sde=dict(name="edm"),
+    net=dict(name="classifier", channels=4, multipliers=(1,), blocks=1, attention=(), groups=2),
+    model=dict(output="class"),
+    loss=dict(name="cross_entropy"),
+    train=dict(steps=1, batch_size=8, ema=(0.9,)),
+)
+# one that was not told classes, one that was told always, another sort of data
+UNCONDITIONAL = DIGITS | dict(
+    model=dict(output="x0"), train=dict(steps=1, batch_size=8, ema=(0.9,))
+)
+ALWAYS = DIGITS | dict(train=dict(steps=1, batch_size=8, ema=(0.9,)))
+CONSISTENCY = UNCONDITIONAL | dict(
+    model=dict(output="consistency", class_conditional=True, sigma_data=0.5),
+    loss=dict(name="consistency"),
+    sample=dict(name="consistency"),
+)
+ZERO = DIGITS  # weights as they are initialised, an output of 0
+POINTS = UNCONDITIONAL | dict(data=dict(name="toy2d"))
+
+
+def write_run(folder, raw, spread):
+    """A run with one checkpoint: the initial state, its parameters moved by noise of that spread."""
+    config = build.resolve(raw)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    experiment = build.experiment(config)
+    with run_module.checkpoints_of(folder, experiment) as checkpoints:
+        state = run_module.start_state(experiment, checkpoints)
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(
+            lambda a: np.asarray(a) + np.float32(spread) * rng.standard_normal(a.shape, np.float32),
+            state.params,
+        )
+        checkpoints.save(1, state._replace(params=params, emas=(params,)), [])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """runs(name) -> the folder of a run, written when it is first asked for."""
+    home, configs = tmp_path_factory.mktemp("runs"), globals()
+
+    def folder(name):
+        found = home / name
+        spread = 0.0 if name == "ZERO" else 0.2
+        return found if found.exists() else write_run(found, configs[name], spread)
+
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +90,38 @@ def control():
 
 
 @pytest.fixture
-def call(control, run, tmp_path, monkeypatch):  # noqa: F811
-    """call(*flags) -> exit code, in a folder of its own."""
+def call(control, runs, tmp_path, monkeypatch):
+    """call(*args, run=NAME) -> exit code, in a folder of its own; @NAME in an argument is a run's folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["control.py"])
 
-    def called(*args):
+    def called(*args, run="DIGITS"):
+        args = [
+            f"{a.partition('@')[0]}{runs(a.partition('@')[2])}" if "@" in a else a for a in args
+        ]
+        overrides = [a for a in args if a.startswith("--config.")]
         with flagsaver.flagsaver():
-            flags.FLAGS(["control.py", f"--workdir={run}", "--n=2", "--steps=3", *args])
+            rest = [a for a in args if a not in overrides]
+            flags.FLAGS(["control.py", f"--workdir={runs(run)}", "--n=2", *rest])
+            COMPILED.clear()
             try:
-                return control.main([])
+                return control.main(overrides)
             except SystemExit as end:
                 return end.code
 
     return called
+
+
+@pytest.fixture
+def draw(call, tmp_path):
+    """draw(*args) -> the arrays that were written."""
+
+    def drawn(*args, **options):
+        assert call(*args, "--out=a.npz", **options) == 0
+        with np.load(tmp_path / "a.npz") as found:
+            return dict(found)
+
+    return drawn
 
 
 def digit(index):
@@ -47,42 +130,155 @@ def digit(index):
 
 
 @pytest.mark.parametrize("method", ["projection", "pigdm"])
-def test_inpainting_keeps_what_the_mask_shows(call, tmp_path, method):
-    assert call(f"--method={method}", "--mask=right", "--index=3", "--out=a.npz") == 0
-    with np.load(tmp_path / "a.npz") as found:
-        image = digit(3)
-        np.testing.assert_array_equal(found["input"][0], image)
-        np.testing.assert_array_equal(found["measured"][0, :, :4], image[:, :4])
-        assert found["x"].shape == (2, 8, 8, 1)
-        if method == "projection":
-            # the last noise is far below one of 17 levels
-            np.testing.assert_array_equal(found["x"][:, :, :4], np.tile(image[:, :4], (2, 1, 1, 1)))
-        assert np.any(found["x"][0, :, 4:] != found["x"][1, :, 4:])
+def test_inpainting_keeps_what_the_mask_shows(draw, method):
+    found = draw(f"--method={method}", "--mask=right", "--index=3", "--steps=3")
+    image = digit(3)
+    np.testing.assert_array_equal(found["input"][0], image)
+    np.testing.assert_array_equal(found["measured"][0, :, :4], image[:, :4])
+    assert found["x"].shape == (2, 8, 8, 1)
+    if method == "projection":
+        # the last noise is far below one of 17 levels
+        np.testing.assert_array_equal(found["x"][:, :, :4], np.tile(image[:, :4], (2, 1, 1, 1)))
+    assert np.any(found["x"][0, :, 4:] != found["x"][1, :, 4:])
 
 
 def test_an_image_file_is_edited_and_drawn(call, tmp_path, capsys):
     np.save(tmp_path / "in.npy", digit(0).astype(np.uint8))
-    assert call("--task=sdedit", "--level=0.01", "--input=in.npy", "--label=0") == 0
-    assert "2 samples at step 6, sdedit: control.png" in capsys.readouterr().out
+    assert call("--task=sdedit", "--level=0.01", "--input=in.npy", "--label=0", "--steps=2") == 0
+    assert "2 samples at step 0, sdedit: control.png" in capsys.readouterr().out
     with Image.open(tmp_path / "control.png") as drawn:
         assert drawn.mode == "L" and min(drawn.size) >= 17
 
 
-def test_all_tasks_and_methods_are_listed(control):
+def test_an_edit_with_little_noise_keeps_the_image(draw):
+    """Noise of 0.001, and a prediction of it, are far below one of 17 levels."""
+    found = draw("--task=sdedit", "--level=0.0015", "--index=0", "--steps=2")
+    np.testing.assert_array_equal(found["x"], np.tile(digit(0), (2, 1, 1, 1)))
+
+
+def test_guidance_at_scale_one_is_the_model_told_the_class_and_the_composition_of_one_class(draw):
+    of = lambda method, *args: draw("--task=class", f"--method={method}", "--label=3", *args)
+    told = of("conditional")
+    np.testing.assert_array_equal(told["label"], [3, 3])
+    np.testing.assert_array_equal(of("classifier_free", "--option=scale=1")["x"], told["x"])
+    strong = of("classifier_free", "--option=scale=3")["x"]
+    np.testing.assert_array_equal(of("and", "--option=weight=3")["x"], strong)
+    assert np.any(strong != told["x"])
+    # eps + 2 (eps_3 - eps) - 1 (eps_3 - eps)
+    less = "--not=3", "--option=weight=2", "--option=not_weight=1"
+    np.testing.assert_allclose(of("and", *less)["x"].astype(int), told["x"], atol=1)
+    # an interval below all times but the last leaves the model as it is told
+    free = of("classifier_free", "--option=scale=3", "--option=interval=1e-4,1e-3")["x"]
+    np.testing.assert_array_equal(free, told["x"])
+
+
+def test_without_a_label_each_sample_has_a_class_in_turn(draw):
+    found = draw("--task=class", "--method=conditional", "--config.sample.n_steps=3")
+    np.testing.assert_array_equal(found["label"], [0, 1])
+
+
+def test_a_classifier_of_another_sde_guides_a_model_that_knows_no_classes(draw, runs):
+    args = "--method=classifier", "--classifier=@CLASSIFIER", "--option=scale=20", "--label=3"
+    pushed = draw("--task=class", *args, run="UNCONDITIONAL")
+    np.testing.assert_array_equal(pushed["label"], [3, 3])
+    experiment = build.experiment(build.resolve(UNCONDITIONAL))
+    _, params = run_module.averaged_params(runs("UNCONDITIONAL"), experiment)
+    free = guided.draw(experiment, gradients=True)(params, 2, 3)
+    assert np.all(np.any(free["x"] != pushed["x"], axis=(1, 2, 3)))
+
+
+def test_a_row_goes_from_one_input_to_the_other_on_the_great_circle(draw):
+    """Where eps is predicted as 0 the codes are alpha(t_max) times the inputs, and so the row is theirs."""
+    found = draw("--task=interpolate", "--index=3", "--index=5", "--n=3", run="ZERO")
+    np.testing.assert_array_equal(found["input"], np.stack([digit(3), digit(5)]))
+    np.testing.assert_array_equal(found["x"][[0, 2]], found["input"])
+    a, b = (to_model(digit(i).astype(np.float32)[None] + 0.5, 17) for i in (3, 5))
+    middle = np.asarray(latents.slerp(jnp.asarray(a), jnp.asarray(b), 0.5))[0]
+    middle = np.clip(middle, -1, 1)  # half a level from the middle of its box at most
+    np.testing.assert_allclose(to_model(found["x"][1] + 0.5, 17), middle, atol=1.01 / 17)
+
+
+def test_all_tasks_methods_and_options_are_listed(control):
     text = control.listing()
-    for name in (*posterior.METHODS, *control.TASKS, "sdedit"):
-        assert f"  {name} " in text
-    assert text.count("arXiv") >= 5
+    methods = (*posterior.METHODS, *guided.METHODS, *interpolation.METHODS)
+    for name in (*methods, *control.TASKS, "class", "sdedit", "interpolate"):
+        assert f"\n  {name} " in text
+    assert text.count("arXiv") >= 12
+    assert "--mask --input --index" in text and "scale=2.0 interval=None rescale=0.0" in text
+    assert "scripts/sample.py --temperature" in text
 
 
-def test_overrides_of_the_sampler_are_refused(control, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["control.py"])
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-        flags.FLAGS(["control.py", "--workdir=none"])
-        control.main(["--config.sample.n_steps=3"])
-    assert end.value.code == 2
+def test_overrides_of_the_sampler_are_refused(call, capsys):
+    assert call("--config.sample.n_steps=3") == 2
     message = "control.py: --config.sample.n_steps=3 has no effect here; --list shows methods, --steps how many"
     assert capsys.readouterr().err == message + "\n"
+
+
+GUIDED = ["--task=class"]
+
+
+@pytest.mark.parametrize(
+    ("run", "args", "message"),
+    [
+        ("DIGITS", ["--method=pigdm"], "--method=pigdm is no method of class; choose from condit"),
+        ("DIGITS", ["--label=10"], "--label=10, but there are 10 classes, from 0"),
+        ("DIGITS", ["--method=not", "--not=10"], "--not=10, but there are 10 classes, from 0"),
+        ("DIGITS", ["--label=1", "--label=2"], "classifier_free takes at most 1 --label, and 2"),
+        ("DIGITS", ["--method=and"], "--method=and takes at least 1 --label, and 0 are given"),
+        ("DIGITS", ["--method=not", "--label=1", "--not=2"], "--method=not takes no --label, and"),
+        ("DIGITS", ["--method=product", "--label=1"], "product takes at least 2 --label, and 1"),
+        ("DIGITS", ["--not=1"], "--method=classifier_free takes no --not, and 1 are given"),
+        ("DIGITS", ["--mask=left"], "--mask is not for --task=class, which takes --label, --not"),
+        (
+            "DIGITS",
+            ["--option=interval=3"],
+            "--option=interval=3 must be 2 numbers, as interval=0.3,3",
+        ),
+        (
+            "DIGITS",
+            ["--option=interval=3,1"],
+            "interval = 3,1 must be two noise levels, the lower first",
+        ),
+        ("DIGITS", ["--option=scale=1,2"], "--option=scale=1,2 must be one number"),
+        ("DIGITS", ["--option=rescale=2"], "rescale = 2 is a share, at least 0 and at most 1"),
+        (
+            "DIGITS",
+            ["--method=conditional", "--option=scale=2"],
+            "--option=scale=2: write NAME=VALUE with a name of conditional; it has none",
+        ),
+        ("DIGITS", ["--config.sample.n_steps=0"], "config.sample.n_steps is 0; it must be at lea"),
+        ("DIGITS", ["--config.net.width=8"], "config.net.width is fixed by the run"),
+        ("DIGITS", ["--method=classifier"], "--method=classifier needs --classifier=FOLDER of a"),
+        (
+            "DIGITS",
+            ["--classifier=@CLASSIFIER"],
+            "is for --method=classifier, not classifier_free",
+        ),
+        (
+            "DIGITS",
+            ["--method=classifier", "--classifier=@UNCONDITIONAL"],
+            "is no classifier's run, its config.loss.name is 'denoising'; train one: configs/",
+        ),
+        ("DIGITS", ["--method=classifier", "--classifier=none"], "no run in none: config.json is"),
+        (
+            "POINTS",
+            ["--method=classifier", "--classifier=@CLASSIFIER"],
+            "knows examples of shape (8, 8, 1), and the run's are (2,); take one of the same data",
+        ),
+        ("UNCONDITIONAL", [], "--method=classifier_free needs a model that knows classes, and the"),
+        ("ALWAYS", [], "--method=classifier_free asks for no class too, which the run's model nev"),
+        ("CLASSIFIER", [], "'cross_entropy': a classifier draws no samples, it guides those of"),
+        ("CONSISTENCY", [], "--method=classifier_free adds scores, and config.loss.name is 'cons"),
+    ],
+)
+def test_guidance_that_cannot_work_ends_in_one_line_before_anything_compiles(
+    call, tmp_path, capsys, run, args, message
+):
+    assert call(*GUIDED, *args, run=run) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("control.py: ") and err.count("\n") == 1
+    assert message in err
+    assert not COMPILED and not (tmp_path / "control.png").exists()
 
 
 def files(folder):
@@ -97,7 +293,10 @@ def files(folder):
     ("args", "message"),
     [
         (["--task=inpant"], "--task=inpant is no task; did you mean inpaint? choose from inpaint,"),
-        (["--method=pgdm"], "--method=pgdm is no method; did you mean pigdm? choose from"),
+        (
+            ["--method=pgdm"],
+            "--method=pgdm is no method of inpaint; did you mean pigdm? choose from",
+        ),
         (
             ["--option=eat=1"],
             "--option=eat=1: write NAME=VALUE with a name of pigdm; did you mean eta",
@@ -110,6 +309,17 @@ def files(folder):
         ),
         (["--out=a.jpg"], "--out=a.jpg must be a file that ends in .png or .npz"),
         ([], "give one of --input=FILE and --index=NUMBER"),
+        (["--index=0", "--input=wide.png"], "give one of --input=FILE and --index=NUMBER"),
+        (["--task=interpolate", "--index=0"], "give 2 in all of --input=FILE and --index=NUMBER"),
+        (["--task=sdedit", "--std=0.1"], "--std is not for --task=sdedit, which takes --input,"),
+        (
+            ["--index=0", "--label=1", "--label=2"],
+            "--task=inpaint takes one --label, and 2 are given",
+        ),
+        (
+            ["--task=sdedit", "--index=0", "--config.sample.name=langevin"],
+            "config.sample.name is 'langevin', which has no times to begin in the middle of",
+        ),
         (["--index=360"], "--index=360 is not in the test split, 0 to 359"),
         (["--input=wide.png"], "wide.png has shape (8, 9, 1); the model's is (8, 8, 1): resize it"),
         (
@@ -162,3 +372,22 @@ def test_what_cannot_work_ends_in_one_line(call, tmp_path, capsys, args, message
     assert err.startswith("control.py: ") and err.count("\n") == 1
     assert message in err
     assert not (tmp_path / "control.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "args", "message"),
+    [
+        (
+            "ALWAYS",
+            ["--task=interpolate", "--index=0", "--index=1"],
+            "knows 10 classes; give --lab",
+        ),
+        ("CONSISTENCY", ["--index=0"], "--task=inpaint needs a score at every time; config.loss"),
+        ("POINTS", ["--index=0"], "inpaint needs images, and the run's data have shape (2,)"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_task_is_named(call, capsys, run, args, message):
+    assert call(*args, run=run) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("control.py: ") and err.count("\n") == 1
+    assert message in err

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import GAUSSIAN, assert_mean, coefficients
 
-from score_jax import exact, guidance, predict, sampling, sdedit, shapes
+from score_jax import exact, guidance, guided, predict, sampling, sdedit, shapes
 from score_jax import sde as sdes
+from score_jax.model import Model
 from score_jax.predict import combine
 from score_jax.sde import perturb
 from score_jax.types import Prediction
@@ -192,7 +193,7 @@ def test_an_interval_is_each_samples_own_under_vmap(x64):
     x, label = points(sde, t)
     guided = guidance.classifier_free(sde, conditional(sde), 3, 3.0, interval=(0.3, 2.0))
     one = lambda x, t, label: jax.tree.map(lambda a: a[0], guided(x[None], t[None], label[None]))
-    assert_pairs(jax.vmap(one)(x, t, label), guided(x, t, label))
+    assert_pairs(jax.jit(jax.vmap(one))(x, t, label), guided(x, t, label))
 
 
 @pytest.mark.parametrize("ratio, expected", [(0.1, 1), (1.0, 2), (9.0, 1)])
@@ -346,9 +347,11 @@ def test_guided_samples_are_of_the_class(x64):
     assert_mean((x - MEANS[1]) ** 2, STD**2)
 
 
-def test_sdedit_follows_the_flow_from_the_noised_guide(x64, sde):
+@pytest.mark.parametrize("make", [sdes.vp, sdes.ve])
+def test_sdedit_follows_the_flow_from_the_noised_guide(x64, make):
     """Of Gaussian data, by the ODE: the closed-form flow of alpha(t0) guide + sigma(t0) eps from t0 to t_min."""
-    t0 = float(times(sde, [1.0])[0])
+    sde = make()
+    t0 = sdedit.time_of_level(sde, 1.0)
     keys = jax.random.split(jax.random.key(0), 4)
     guide = jnp.array([[0.3, 0.1], [2.0, -1.0], [0.0, 0.0], [-0.4, 0.7]])
     noise = sampling.prior(keys, sde, (2,))
@@ -369,7 +372,8 @@ def test_sdedit_with_the_guide_noised_a_little_keeps_it_and_from_t_max_forgets_i
     guide = jnp.asarray(np.tile([0.6, -0.1], (n, 1)))
     near = sdedit.sdedit(draw, guide, 0.01)(keys, sde, model, noise).x
     np.testing.assert_allclose(near, guide, atol=0.03)
-    far = sdedit.sdedit(draw, 0 * guide, sde.t_max)(keys, sde, model, noise).x
+    # one guide for all samples
+    far = sdedit.sdedit(draw, 0 * guide[:1], sde.t_max)(keys, sde, model, noise).x
     np.testing.assert_allclose(far, draw(keys, sde, model, noise).x, atol=1e-12)
 
 
@@ -379,3 +383,92 @@ def test_sdedit_from_outside_the_time_axis_is_refused(t0):
     keys = jax.random.split(jax.random.key(0), 1)
     with pytest.raises(ValueError, match=f"t0 is {t0}; it must be after .* 1e-05, and at most"):
         sdedit.sdedit(sampling.ddim(), x, t0)(keys, sde, unconditional(sde), x)
+
+
+def test_levels_of_noise_are_times_within_the_sdes_own(x64, sde):
+    for level in (0.05, 1.0, 4.0):
+        t = sdedit.time_of_level(sde, level)
+        ((alpha, sigma),) = coefficients(sde, [t])
+        np.testing.assert_allclose(sigma / alpha, level, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"^level = 1e\+30 of the noise must be above .* at most"):
+        sdedit.time_of_level(sde, 1e30)
+
+
+def network(sde, traced):
+    """The exact conditional model and classifier as records, of the parameters nothing but a shift of x0."""
+
+    def predict_fn(params, x, t, label=None):
+        traced.append(1)
+        moved = x - shapes.like(sde.alpha(t), x) * params
+        return predict.read("eps", sde, conditional(sde)(moved, t, label).eps, x, t)
+
+    class_logp_fn = lambda params, x, t: params * class_logp(sde)(x, t)
+    fixed = lambda params: sde
+    model = Model(None, fixed, predict_fn)
+    return model, Model(None, fixed, None, class_logp=class_logp_fn)
+
+
+def guided_model(sde, make, labels, unwanted=(), traced=None, **options):
+    model, judge = network(sde, [] if traced is None else traced)
+    asked = guided.Asked(labels, unwanted, 3)
+    return guided.attach(model, make(**options), asked, judge=judge)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dpmpp_2m", {"n_steps": 6}),
+        ("ddim", {"n_steps": 6, "eta": 1.0, "denoise": True}),
+        ("annealed_langevin", {"n_levels": 2, "n_steps": 3}),
+        ("probability_flow", {"n_steps": 3, "solver": "heun"}),
+    ],
+)
+def test_a_draw_from_python_is_the_compiled_one(x64, name, options):
+    """Of classifier guidance, whose gradients are why; with parameters that are arguments, and one program."""
+    sde, traced, n = sdes.vp(), [], 4
+    model = guided_model(sde, guided.classifier, (1,), traced=traced, scale=2.0)
+    draw = sampling.DRAWS[name](**options)
+    keys, label = jax.random.split(jax.random.key(0), n), jnp.array([0, 1, 2, 1])
+    x = sampling.prior(keys, sde, (2,))
+
+    def drawn(model, params):
+        return draw(keys, sde, lambda *args: model.predict(params, *args), x, label)
+
+    alone = guided.compiled(model)
+    for shift in (0.0, 0.5):
+        params = jnp.asarray(shift), jnp.asarray(0.8)
+        traced.clear()
+        with jax.disable_jit():
+            found = drawn(alone, params)
+        assert len(traced) == (0 if shift else 1)
+        for a, b in zip(found, jax.jit(lambda params: drawn(model, params))(params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_methods_of_composition_are_their_formulas(x64):
+    """In eps, of classes 0 and 1 wanted and 2 not; the product's powers sum to its weight."""
+    sde = sdes.vp()
+    t, params = times(sde), (jnp.asarray(0.0), jnp.asarray(1.0))
+    x, _ = points(sde, t)
+    model = conditional(sde)
+    zero, one, two, free = (model(x, t, jnp.full(N, k)).eps for k in range(4))
+    eps = lambda *args, **options: guided_model(sde, *args, **options).predict(params, x, t).eps
+    both = eps(guided.all_of, (0, 1), (2,), weight=1.5, not_weight=0.5)
+    expected = free + 1.5 * (zero - free) + 1.5 * (one - free) - 0.5 * (two - free)
+    np.testing.assert_allclose(both, expected, atol=1e-9)
+    neither = eps(guided.none_of, (), (2, 1), weight=0.4)
+    np.testing.assert_allclose(neither, free - 0.4 * (two + one - 2 * free), atol=1e-9)
+    np.testing.assert_allclose(eps(guided.product, (0, 1)), 0.5 * (zero + one), atol=1e-9)
+
+
+def test_a_method_asks_a_classifier_of_another_sde_at_the_same_noise_level(x64):
+    """The exact classifier, trained under EDM's SDE, at scale 1 on a model without classes: the conditional model."""
+    sde, own = sdes.vp(), sdes.edm()
+    free, judge = Model(None, lambda params: sde, None), network(own, [])[1]
+    free = free._replace(predict=lambda params, x, t, label=None: unconditional(sde)(x, t))
+    asked = guided.Asked((), (), 3)
+    model = guided.attach(free, guided.classifier(), asked, knows_classes=False, judge=judge)
+    t = times(sde)
+    x, label = points(sde, t)
+    pair = model.predict((None, jnp.asarray(1.0)), x, t, label)
+    assert_pairs(pair, conditional(sde)(x, t, label), 1e-8)

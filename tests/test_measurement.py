@@ -1,10 +1,14 @@
 """Measurements against the dense matrices that they stand for, and against answers that are known."""
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import assert_mean
 
 from score_jax import measurement as measurements
 
@@ -25,86 +29,116 @@ OPERATORS = {
 DECOMPOSED = [name for name in OPERATORS if name != "linear"]
 
 
-def made(name):
+class Found(NamedTuple):
+    """What an operator's functions give for x, y = A x, another y and the unit vectors; the matrix of A from those."""
+
+    shape: tuple[int, ...]
+    svd: measurements.SVD | None
+    x: np.ndarray
+    y: np.ndarray
+    other: np.ndarray
+    adjoint: np.ndarray
+    pseudo_inverse: np.ndarray
+    solved: np.ndarray
+    coordinates: tuple[np.ndarray, ...] | None
+    matrix: np.ndarray
+
+
+SCALE, NOISE = np.array([0.5, 2.0]), np.array([0.1, 0.3])  # of `solve`, for each example
+
+
+@functools.cache
+def found(name):
+    """Computed once, in float64, by one program."""
     make, shape = OPERATORS[name]
-    return make(), shape
+    measurement = make()
+    svd = measurement.svd
+
+    @jax.jit
+    def run(x, unit, key):
+        y, columns = measurement.apply(x), measurement.apply(unit)
+        other = jax.random.normal(key, y.shape)
+        coordinates = None
+        if svd is not None:
+            c = svd.to_right(x)
+            coordinates = c, svd.from_right(c), svd.from_left(svd.singular * c), svd.to_left(y)
+        return (
+            y,
+            other,
+            measurement.adjoint(other),
+            measurements.pseudo_inverse(measurement, y),
+            measurements.solve(measurement, y, jnp.asarray(SCALE), jnp.asarray(NOISE)),
+            coordinates,
+            columns.reshape(len(unit), -1).T,
+        )
+
+    with jax.enable_x64(True):
+        x, unit = RNG.normal(size=(2, *shape)), np.eye(np.prod(shape)).reshape(-1, *shape)
+        out = run(jnp.asarray(x), jnp.asarray(unit), jax.random.key(1))
+        return Found(shape, svd, x, *jax.tree.map(np.asarray, out))
 
 
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-def dense(measurement, shape):
-    """The matrix of A, column by column."""
-    eye = jnp.eye(np.prod(shape)).reshape(-1, *shape)
-    y = measurement.apply(eye)
-    return np.asarray(y.reshape(len(y), -1)).T
+def flat(x):
+    return x.reshape(len(x), -1)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_the_adjoint_moves_a_to_the_other_side_of_the_inner_product(x64, name):
-    measurement, shape = made(name)
-    x = normal(0, 3, *shape)
-    y = normal(1, *measurement.apply(x).shape)
-    of_examples = lambda a, b: jnp.sum((a * b).reshape(3, -1), axis=1)
-    left = of_examples(measurement.apply(x), y)
-    right = of_examples(x, measurement.adjoint(y))
-    np.testing.assert_allclose(left, right, rtol=1e-12)
+def test_the_adjoint_moves_a_to_the_other_side_of_the_inner_product(name):
+    of = found(name)
+    left = np.sum(flat(of.y * of.other), axis=1)
+    np.testing.assert_allclose(left, np.sum(flat(of.x * of.adjoint), axis=1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", DECOMPOSED)
-def test_the_decomposition_is_one_of_a(x64, name):
-    measurement, shape = made(name)
-    svd, x = measurement.svd, normal(0, 2, *shape)
-    c = svd.to_right(x)
+def test_the_decomposition_is_one_of_a(name):
+    of = found(name)
+    c, back, of_c, of_y = of.coordinates
     close = dict(rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(svd.from_right(c), x, **close)
-    np.testing.assert_allclose(jnp.sum(c**2), jnp.sum(x**2), rtol=1e-12)
-    np.testing.assert_allclose(svd.from_left(svd.singular * c), measurement.apply(x), **close)
-    np.testing.assert_allclose(svd.to_left(measurement.apply(x)), svd.singular * c, **close)
-    a = dense(measurement, shape)
-    found = np.sort(svd.singular.ravel())[::-1]
-    true = np.zeros_like(found)
-    values = np.linalg.svd(a, compute_uv=False)
+    np.testing.assert_allclose(back, of.x, **close)
+    np.testing.assert_allclose(np.sum(c**2), np.sum(of.x**2), rtol=1e-12)
+    np.testing.assert_allclose(of_c, of.y, **close)
+    np.testing.assert_allclose(of_y, of.svd.singular * c, **close)
+    singular = np.sort(of.svd.singular.ravel())[::-1]
+    true = np.zeros_like(singular)
+    values = np.linalg.svd(of.matrix, compute_uv=False)
     true[: len(values)] = values[: len(true)]
-    np.testing.assert_allclose(found, true, atol=1e-6 * true[0])
+    np.testing.assert_allclose(singular, true, atol=1e-6 * true[0])
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_pseudo_inverse_and_solve_are_those_of_the_matrix(x64, name):
-    measurement, shape = made(name)
-    a = dense(measurement, shape)
-    y = measurement.apply(normal(0, 2, *shape))
-    flat = np.asarray(y.reshape(2, -1))
-    found = measurements.pseudo_inverse(measurement, y).reshape(2, -1)
-    np.testing.assert_allclose(found, flat @ np.linalg.pinv(a, 1e-6).T, rtol=1e-4, atol=1e-5)
-    scale, noise = jnp.array([0.5, 2.0]), jnp.array([0.1, 0.3])
-    found = measurements.solve(measurement, y, scale, noise).reshape(2, -1)
+def test_pseudo_inverse_and_solve_are_those_of_the_matrix(name):
+    of = found(name)
+    a, y = of.matrix, flat(of.y)
+    close = dict(rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(flat(of.pseudo_inverse), y @ np.linalg.pinv(a, 1e-6).T, **close)
     for i in range(2):
-        system = scale[i] * a @ a.T + noise[i] * np.eye(len(a))
-        np.testing.assert_allclose(found[i], np.linalg.solve(system, flat[i]), rtol=1e-4, atol=1e-5)
+        system = SCALE[i] * a @ a.T + NOISE[i] * np.eye(len(a))
+        np.testing.assert_allclose(flat(of.solved)[i], np.linalg.solve(system, y[i]), **close)
 
 
-def test_what_is_measured_is_what_the_task_names(x64):
-    x = normal(0, 2, *SHAPE)
-    np.testing.assert_array_equal(measurements.inpaint(MASK).apply(x), np.asarray(x)[:, MASK])
-    pooled = measurements.average_pool(SHAPE, 2).apply(x)
+def test_what_is_measured_is_what_the_task_names():
+    x, y = found("inpaint").x, found("inpaint").y
+    np.testing.assert_array_equal(y, x[:, MASK])
+    x, pooled = found("average_pool").x, found("average_pool").y
     np.testing.assert_allclose(pooled[1, 1, 2, 0], np.mean(x[1, 2:4, 4:6, 0]), rtol=1e-12)
-    grey = measurements.grey(SHAPE).apply(x)
+    x, grey = found("grey").x, found("grey").y
     luma = 0.299 * x[..., 0] + 0.587 * x[..., 1] + 0.114 * x[..., 2]
     np.testing.assert_allclose(grey[..., 0], luma, rtol=1e-12)
+
+
+def test_a_blur_has_a_gaussian_kernel_and_keeps_what_is_constant(x64):
     shape = (21, 21, 1)
-    impulse = jnp.zeros((1, *shape)).at[0, 10, 10, 0].set(1.0)
-    blurred = measurements.blur(shape, 1.5).apply(impulse)[0, :, :, 0]
+    x = np.stack([np.zeros(shape), np.ones(shape)])
+    x[0, 10, 10, 0] = 1.0
+    impulse, ones = jax.jit(measurements.blur(shape, 1.5).apply)(jnp.asarray(x))
     density = scipy.stats.norm(scale=1.5).pdf(np.arange(-6, 7))
     kernel = density / density.sum()
-    np.testing.assert_allclose(blurred[4:17, 4:17], np.outer(kernel, kernel), rtol=1e-10)
-    assert blurred[3].max() == 0
-    ones = jnp.ones((1, *shape))
-    np.testing.assert_allclose(measurements.blur(shape, 1.5).apply(ones), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(impulse[4:17, 4:17, 0], np.outer(kernel, kernel), rtol=1e-10)
+    assert impulse[3].max() == 0
+    np.testing.assert_allclose(ones, 1.0, rtol=1e-12)
 
 
-def test_a_random_mask_observes_its_share_of_pixels_in_all_channels(x64):
+def test_a_random_mask_observes_its_share_of_pixels_in_all_channels():
     x = jnp.broadcast_to(jnp.arange(24.0).reshape(1, 4, 6, 1), (1, *SHAPE))
     y = measurements.random_mask(SHAPE, 0.25, seed=3).apply(x)[0]
     pixels, counts = np.unique(y, return_counts=True)
@@ -115,14 +149,29 @@ def test_a_random_mask_observes_its_share_of_pixels_in_all_channels(x64):
 
 def test_the_likelihood_is_normal_and_noise_is_each_samples_own(x64):
     measurement = measurements.matrix(WIDE, std=0.3)
-    x = normal(0, 4, 5)
-    keys = jax.random.split(jax.random.key(1), 4)
-    y = measurements.measure(keys, measurement, x)
-    found = measurements.log_likelihood(measurement, y, x)
-    true = scipy.stats.norm(np.asarray(x) @ WIDE.T, 0.3).logpdf(y).sum(axis=1)
-    np.testing.assert_allclose(found, true, rtol=1e-12)
-    alone = measurements.measure(keys[2:3], measurement, x[2:3])
+    keys, x = jax.random.split(jax.random.key(1), 4), RNG.normal(size=(4, 5))
+
+    @jax.jit
+    def run(keys, x):
+        y = measurements.measure(keys, measurement, x)
+        alone = measurements.measure(keys[2:3], measurement, x[2:3])
+        return y, alone, measurements.log_likelihood(measurement, y, x)
+
+    y, alone, logp = run(keys, jnp.asarray(x))
+    true = scipy.stats.norm(x @ WIDE.T, 0.3).logpdf(y).sum(axis=1)
+    np.testing.assert_allclose(logp, true, rtol=1e-12)
     np.testing.assert_allclose(alone[0], y[2], rtol=1e-12)
+
+
+def test_noise_has_the_standard_deviation_that_is_given(x64):
+    measurement = measurements.matrix(np.eye(1), std=0.3)
+    keys = jax.random.split(jax.random.key(2), 4000)
+    y = jax.jit(lambda keys, x: measurements.measure(keys, measurement, x))(
+        keys, jnp.ones((4000, 1))
+    )
+    # of a standard deviation of normals the relative standard error is 1 / sqrt(2 n)
+    assert abs(np.std(y) / 0.3 - 1) < 4 / np.sqrt(8000)
+    assert_mean(y, 1.0)
 
 
 @pytest.mark.parametrize(

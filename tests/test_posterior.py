@@ -1,21 +1,28 @@
 """Posterior methods against what is exact for Gaussian data, and the mixture's posterior against quadrature."""
 
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import Gaussian, coefficients
+from conftest import Gaussian, assert_mean, coefficients
 
 from score_jax import exact, grids, posterior, samplers, shapes
 from score_jax import measurement as measurements
 from score_jax import predict as predictions
 from score_jax import sde as sdes
-from score_jax.posterior import guide, mixture, sdedit
+from score_jax.posterior import guide, mixture
 from score_jax.posterior.pigdm import gaussian
 from score_jax.posterior.projection import onto
 from score_jax.posterior.repaint import up_and_down
 from score_jax.types import Prediction
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import posterior_accuracy
 
 RNG = np.random.default_rng(0)
 D, MEAN, VARIANCE, STD = 3, np.array([0.5, -0.3, 0.2]), 0.6, 0.25
@@ -40,26 +47,28 @@ def given(y):
 
 def step_of(steps, x, t, s):
     sampler = steps.sampler
-    return sampler.step(KEYS, steps.predict, x, jnp.asarray(t), jnp.asarray(s), sampler.init(x))[0]
+    step = lambda x, t, s: sampler.step(KEYS, steps.predict, x, t, s, sampler.init(x))[0]
+    return jax.jit(step)(jnp.asarray(x), jnp.asarray(t), jnp.asarray(s))
 
 
-@pytest.mark.parametrize("has_svd", [True, False])
-def test_pigdm_has_the_exact_posterior_score_of_gaussian_data(x64, sde, has_svd):
-    measurement = measurements.matrix(A, STD)
-    if not has_svd:
-        measurement = measurements.linear(lambda x: x @ A.T, (D,), STD)
-    twist = gaussian(sde, measurement, jnp.asarray(Y), VARIANCE)
-    predict = guide.guided(sde, perfect(sde), twist)
-    for u in (0.1, 0.5, 0.9):
-        t = grids.log_snr(sde)(jnp.asarray(u))
-        ts = jnp.full(2, t)
-        (c,) = coefficients(sde, [t])
-        x = c[0] * X + c[1] * X[::-1]
-        pair = predict(jnp.asarray(x), ts)
-        np.testing.assert_allclose(c[0] * pair.x0 + c[1] * pair.eps, x, rtol=1e-9, atol=1e-12)
-        for i in range(2):
-            score = given(Y[i]).score(x[i : i + 1], c)[0]
-            np.testing.assert_allclose(-pair.eps[i] / c[1], score, rtol=1e-6)
+def test_pigdm_has_the_exact_posterior_score_of_gaussian_data(x64, sde):
+    """With the decomposition of A and without, at three noise levels for each of two y."""
+    t = jnp.repeat(grids.log_snr(sde)(jnp.array([0.1, 0.5, 0.9])), 2)
+    c, y = coefficients(sde, t), np.tile(Y, (3, 1))
+    alpha, sigma = np.array(c).T[..., None]
+    x = alpha * np.tile(X, (3, 1)) + sigma * np.tile(X[::-1], (3, 1))
+
+    @jax.jit
+    def run(x, y, t):
+        by_svd = measurements.matrix(A, STD)
+        by_iteration = measurements.linear(lambda x: x @ A.T, (D,), STD)
+        twists = [gaussian(sde, m, y, VARIANCE) for m in (by_svd, by_iteration)]
+        return [guide.guided(sde, perfect(sde), twist)(x, t) for twist in twists]
+
+    scores = np.array([given(y[i]).score(x[i : i + 1], c[i])[0] for i in range(6)])
+    for pair in run(jnp.asarray(x), jnp.asarray(y), t):
+        np.testing.assert_allclose(alpha * pair.x0 + sigma * pair.eps, x, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(-pair.eps / sigma, scores, rtol=1e-6)
 
 
 def test_pigdm_converges_to_the_flow_of_the_posterior_at_first_order(x64):
@@ -85,10 +94,15 @@ def test_the_gradient_of_the_twist_is_that_of_its_value(x64):
     measurement = measurements.matrix(A, STD)
     twist = gaussian(sde, measurement, jnp.asarray(Y), 0.9)
     t = jnp.full(2, 0.5)
-    total = lambda x: jnp.sum(twist(perfect(sde)(x, t).x0, t)[0])
-    _, value, gradient = guide.through(perfect(sde), twist, jnp.asarray(X), t)
-    np.testing.assert_allclose(gradient, jax.grad(total)(jnp.asarray(X)), rtol=1e-9)
-    np.testing.assert_allclose(jnp.sum(value), total(jnp.asarray(X)), rtol=1e-12)
+
+    @jax.jit
+    def run(x):
+        total = lambda x: jnp.sum(twist(perfect(sde)(x, t).x0, t)[0])
+        return guide.through(perfect(sde), twist, x, t)[1:], jax.value_and_grad(total)(x)
+
+    (value, gradient), (total, expected) = run(jnp.asarray(X))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9)
+    np.testing.assert_allclose(np.sum(value), total, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["matrix", "inpaint"])
@@ -96,17 +110,21 @@ def test_projection_sets_what_is_measured_to_its_noised_value_and_moves_nothing_
     mask = np.array([True, False, True])
     measurement = measurements.matrix(A) if kind == "matrix" else measurements.inpaint(mask)
     sde = sdes.vp()
-    s = jnp.asarray(0.4)
-    x = onto(sde, measurement, jnp.asarray(Y))(KEYS, jnp.asarray(X), s)
-    z = shapes.normal(KEYS, x)
-    noised = sde.alpha(s) * Y + sde.sigma(s) * measurement.apply(z)
-    np.testing.assert_allclose(measurement.apply(x), noised, rtol=1e-12)
+    (alpha, sigma), unseen = coefficients(sde, [0.4])[0], measurement.svd.singular == 0
+
+    @jax.jit
+    def run(x, y):
+        moved = onto(sde, measurement, y)(KEYS, x, 0.4)
+        z = shapes.normal(KEYS, x)
+        measured = measurement.apply(moved), measurement.apply(z)
+        return moved, *measured, *(measurement.svd.to_right(v)[:, unseen] for v in (x, moved))
+
+    x, y, z, old, new = run(jnp.asarray(X), jnp.asarray(Y))
+    np.testing.assert_allclose(y, alpha * Y + sigma * z, rtol=1e-12)
+    np.testing.assert_allclose(new, old, rtol=1e-10, atol=1e-12)
     if kind == "inpaint":
         np.testing.assert_array_equal(x[:, ~mask], X[:, ~mask])
-        np.testing.assert_allclose(x[:, mask], sde.alpha(s) * Y + sde.sigma(s) * z[:, mask])
-    unseen = measurement.svd.singular == 0
-    old, new = (measurement.svd.to_right(jnp.asarray(v))[:, unseen] for v in (X, x))
-    np.testing.assert_allclose(new, old, rtol=1e-10, atol=1e-12)
+        np.testing.assert_array_equal(x[:, mask], y)
 
 
 def test_projection_runs_as_the_loops_hook_with_noise_that_is_not_the_steps(x64):
@@ -138,29 +156,27 @@ def test_repaints_walk_repeats_each_stretch():
         posterior.repaint(jump=0, repeats=2)
 
 
-def test_a_step_up_restores_the_marginal_and_a_step_down_is_the_samplers(x64, sde, monkeypatch):
+def test_a_step_up_restores_the_marginal_and_a_step_down_is_the_samplers(x64, sde):
     """x_t = a x_s + c z with a^2 var x_s + c^2 = var x_t and a mean x_s = mean x_t, exactly."""
-    s, t = (grids.log_snr(sde)(jnp.asarray(u)) for u in (0.7, 0.4))
+    s, t = grids.log_snr(sde)(jnp.array([0.7, 0.4]))
     base = samplers.ddim(sde, eta=0.5)
-    sampler = samplers.either_way(sde, base)
-    x = jnp.asarray(X)
-    down = sampler.step(KEYS, perfect(sde), x, t, s, None)[0]
-    np.testing.assert_allclose(down, base.step(KEYS, perfect(sde), x, t, s, None)[0], rtol=1e-12)
-    up = lambda x, z: _with_noise(
-        monkeypatch, z, lambda: sampler.step(KEYS, perfect(sde), x, s, t, None)[0]
-    )
-    zero, one = jnp.zeros((2, D)), jnp.ones((2, D))
-    growth, noise = up(one, zero)[0, 0], up(zero, one)[0, 0]
+    either = samplers.either_way(sde, base)
+
+    @jax.jit
+    def run(x, t, s):
+        step = lambda sampler, x, t, s: sampler.step(KEYS, perfect(sde), x, t, s, None)[0]
+        up = [step(either, x, s, t) for x in (jnp.zeros_like(x), jnp.ones_like(x))]
+        return step(either, x, t, s), step(base, x, t, s), *up
+
+    down, expected, noise, one = run(jnp.asarray(X), t, s)
+    np.testing.assert_allclose(down, expected, rtol=1e-12)
+    z = shapes.normal(KEYS, noise)
+    np.testing.assert_allclose(noise / z, noise[0, 0] / z[0, 0], rtol=1e-9)
+    c, growth = noise[0, 0] / z[0, 0], (one - noise)[0, 0]
     c_s, c_t = coefficients(sde, [s, t])
     variance = lambda c: c[0] ** 2 * VARIANCE + c[1] ** 2
-    np.testing.assert_allclose(growth**2 * variance(c_s) + noise**2, variance(c_t), rtol=1e-9)
+    np.testing.assert_allclose(growth**2 * variance(c_s) + c**2, variance(c_t), rtol=1e-9)
     np.testing.assert_allclose(growth * c_s[0], c_t[0], rtol=1e-9)
-
-
-def _with_noise(monkeypatch, z, run):
-    with monkeypatch.context() as patch:
-        patch.setattr(shapes, "normal", lambda keys, x: z)
-        return run()
 
 
 def test_ddrm_draws_each_coordinate_as_the_paper_says(x64):
@@ -216,9 +232,8 @@ def test_dps_steps_down_the_gradient_of_the_squared_residual(x64):
     (c,) = coefficients(sde, [t])
     measurement = measurements.matrix(A, STD)
     steps = posterior.dps(zeta=zeta).steps(sde, perfect(sde), measurement, jnp.asarray(Y))
-    found = step_of(steps, jnp.asarray(X), t, s)
-    base = samplers.ddim(sde, eta=1.0)
-    plain = base.step(KEYS, perfect(sde), jnp.asarray(X), jnp.asarray(t), jnp.asarray(s), None)[0]
+    found = step_of(steps, X, t, s)
+    plain = step_of(samplers.Steps(samplers.ddim(sde, eta=1.0), perfect(sde)), X, t, s)
     gain = c[0] * VARIANCE / (c[0] ** 2 * VARIANCE + c[1] ** 2)
     residual = Y - (MEAN + gain * (X - c[0] * MEAN)) @ A.T
     gradient = -2 * gain * residual @ A
@@ -226,8 +241,44 @@ def test_dps_steps_down_the_gradient_of_the_squared_residual(x64):
     np.testing.assert_allclose(found, plain - step * gradient, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", posterior.METHODS)
+@pytest.mark.parametrize(
+    ("name", "make_sde"),
+    zip(
+        posterior.METHODS,
+        [sdes.ve, sdes.sub_vp, sdes.edm, sdes.vp, sdes.linear, sdes.cosine],
+        strict=True,
+    ),
+)
+def test_every_method_draws_its_class_where_nothing_is_measured(x64, name, make_sde):
+    """Independent coordinates, the middle one unseen: given y it has the mean of the class, at any number of steps."""
+    sde = make_sde()
+    groups, particles, shifts = 40, 8, np.array([0.0, 1.0])
+
+    def model(params):
+        def predict(x, t, label):
+            shift = jnp.asarray(shifts)[label][:, None]
+            pair = perfect(sde)(x - sde.alpha(t)[:, None] * shift, t)
+            return Prediction(pair.x0 + shift, pair.eps)
+
+        return sde, predict
+
+    options = dict(particles=particles) if name == "tsmc" else {}
+    # the compiled loop for all: one program
+    method = posterior.METHODS[name].make(**options)._replace(gradients=False)
+    measurement = measurements.inpaint(np.array([True, False, True]), std=0.2)
+    draw = posterior.drawer(method, model, measurement, n_steps=4)
+    label = jnp.repeat(jnp.array([0, 1]), groups * particles)
+    keys = jax.random.split(jax.random.key(3), len(label))
+    x = draw(keys, (), jnp.tile(jnp.array([0.4, -0.7]), (len(label), 1)), label)
+    # particles of a group share ancestors: what is independent are groups
+    means = np.asarray(x[:, 1]).reshape(2, groups, particles).mean(axis=2)
+    for shift, of_class in zip(shifts, means, strict=True):
+        assert_mean(of_class, MEAN[1] + shift)
+
+
+@pytest.mark.parametrize("name", ["repaint", "tsmc"])
 def test_the_loop_from_python_is_the_compiled_loop(x64, name):
+    """Of the two methods that have all there is: a projection and times that go up, a carry and an end."""
     sde = sdes.vp()
     method = posterior.METHODS[name].make()
     times = method.walk(grids.log_snr(sde)(jnp.linspace(0.0, 1.0, 5)))
@@ -258,22 +309,6 @@ def test_steps_from_python_are_compiled_once(x64):
     assert np.all(np.abs(first - second) > 0.1)
 
 
-def test_sdedit_starts_at_the_level_of_noise_and_keeps_the_image_at_little(x64):
-    sde = sdes.vp()
-    model = lambda params: (sde, lambda x, t, label: perfect(sde)(x, t))
-    draw = lambda level, **options: sdedit.drawer(model, level=level, n_steps=20, **options)(
-        KEYS, (), jnp.asarray(X)
-    )
-    np.testing.assert_allclose(draw(2e-3), X, atol=0.02)
-    stay = lambda sde: samplers.stay
-    pair = jax.vmap(lambda key: jax.random.split(key, 2))(KEYS)
-    z = shapes.normal(pair[:, 0], jnp.asarray(X))
-    alpha = 1 / np.sqrt(1 + 0.7**2)  # variance preserving at sigma / alpha = 0.7
-    np.testing.assert_allclose(draw(0.7, make=stay), alpha * (X + 0.7 * z), rtol=1e-9)
-    with pytest.raises(ValueError, match=r"^level = 1e\+06 of the noise must be above 0.001"):
-        draw(1e6)
-
-
 def test_the_posterior_of_a_mixture_is_bayes_rule_on_a_grid():
     weights = np.array([0.3, 0.7])
     means = np.array([[-0.5, 0.2], [0.8, -0.4]])
@@ -301,3 +336,28 @@ def test_the_posterior_of_a_mixture_is_bayes_rule_on_a_grid():
     errors = np.sqrt(np.diag(covariance) / 20000)
     assert np.all(np.abs(drawn.mean(axis=0) - mean) < 4 * errors)
     np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=4 * covariance.max() / 80)
+
+
+def test_the_benchmarks_errors_of_shifted_points_are_those_of_the_shift():
+    """In two dimensions sliced W2 is |shift| / sqrt(2), up to the chance of the directions."""
+    rng, shift = np.random.default_rng(0), np.array([0.3, -0.4])
+    truth = mixture.Mixture(np.ones(1), np.zeros((1, 2)), np.diag([0.5, 1.5])[None])
+    x = mixture.draw(rng, truth, 4000)
+    x -= x.mean(axis=0)
+    w2, mean, covariance = posterior_accuracy.errors_of(x + shift, x, truth, truth)
+    # cos^2 of a random angle has mean 1/2 and variance 1/8
+    error = np.sqrt(1 / 8 / posterior_accuracy.DIRECTIONS)
+    assert abs(w2**2 / 0.25 - 0.5) < 4 * error
+    np.testing.assert_allclose(mean, 0.5 / np.sqrt(2.0), rtol=1e-9)
+    assert covariance < 0.1
+
+
+def test_the_benchmark_tells_apart_what_differs_by_two_standard_errors():
+    """Paired: a common spread that is far larger than the difference does not hide it."""
+    rng = np.random.default_rng(0)
+    common, noise = rng.normal(size=(2, 20))
+    noise = (noise - noise.mean()) / noise.std(ddof=1) / 10 * np.sqrt(20)
+    base = 10 * common
+    assert posterior_accuracy.is_less(base, base + 0.21 + noise)
+    assert not posterior_accuracy.is_less(base, base + 0.19 + noise)
+    assert not posterior_accuracy.is_less(base + 0.21 + noise, base)

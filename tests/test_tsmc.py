@@ -101,15 +101,35 @@ def test_the_posterior_mean_converges_in_particles(x64):
     assert_mean(means, truth.means[0])
 
 
+def test_the_chains_posterior_and_evidence_converge_in_steps_to_the_datas(x64):
+    """At first order: with the two tests above, that is the limit of the sampler in particles and in steps."""
+    data = mixture.Mixture(np.ones(1), DATA.mean[None], DATA.covariance[None])
+    truth, log_evidence = mixture.posterior(data, A, STD, Y)
+
+    def errors(n_steps):
+        found, log_found = mixture.posterior(chain(sdes.vp(), "small", n_steps), A, STD, Y)
+        gaps = found.means - truth.means, found.covariances - truth.covariances
+        return [*map(np.linalg.norm, gaps), abs(log_found - log_evidence)]
+
+    few, more = errors(400), errors(800)
+    assert max(more) < 0.02
+    np.testing.assert_allclose(np.divide(few, more), 2, atol=0.2)
+
+
 def test_the_drawn_particles_have_the_posteriors_moments(x64):
     sde = sdes.vp()
     truth, _ = mixture.posterior(chain(sde, "small"), A, STD, Y)
     groups, particles = 400, 64
-    y = jnp.broadcast_to(jnp.asarray(Y), (groups * particles, 1))
     method = posterior.tsmc(particles=particles, data_variance=WRONG)
-    model = lambda params: (sde, lambda x, t, label: perfect(sde)(x, t))
-    draw = posterior.drawer(method, model, measurements.matrix(A, STD), n_steps=FEW)
-    x = draw(jax.random.split(jax.random.key(2), len(y)), (), y)
+
+    @jax.jit
+    def run(key, y):
+        key_x, key = jax.random.split(key)
+        x = sde.sigma(jnp.asarray(sde.t_max)) * jax.random.normal(key_x, (len(y), D))
+        steps = method.steps(sde, perfect(sde), measurements.matrix(A, STD), y)
+        return samplers.run(jax.random.split(key, len(y)), steps, x, times_of(sde))
+
+    x = run(jax.random.key(2), jnp.tile(jnp.asarray(Y), (groups * particles, 1)))
     x = np.asarray(x / coefficients(sde, [sde.t_min])[0][0]).reshape(groups, particles, D)
     assert_mean(x.mean(axis=1), truth.means[0])
     apart = x - truth.means[0]
@@ -123,24 +143,25 @@ def test_one_particle_is_guided_sampling_and_without_guidance_plain_sampling(x64
     x = jax.random.normal(jax.random.key(1), (3, D))
     twist = gaussian(sde, measurements.matrix(A, STD), jnp.tile(Y, (3, 1)), 0.4)
     nothing = lambda x0, t: (jnp.zeros(len(x0)), jnp.zeros_like(x0))
-    plain = lambda predict: samplers.sample(
-        keys, samplers.ancestral(sde), predict, x, times_of(sde)
-    )
-    for g, predict in [
-        (twist, guide.guided(sde, perfect(sde), twist)),
-        (nothing, perfect(sde)),
-    ]:
-        alone = twisted.sampler(sde, g, particles=1)
-        found = samplers.sample(keys, alone, perfect(sde), x, times_of(sde))
-        np.testing.assert_allclose(found, plain(predict), rtol=1e-9)
+    guided = guide.guided(sde, perfect(sde), twist)
+
+    @jax.jit
+    def run(x):
+        draw = lambda sampler, predict: samplers.sample(keys, sampler, predict, x, times_of(sde))
+        alone = [twisted.sampler(sde, g, particles=1) for g in (twist, nothing)]
+        found = [draw(sampler, perfect(sde)) for sampler in alone]
+        return found, [draw(samplers.ancestral(sde), p) for p in (guided, perfect(sde))]
+
+    for found, expected in zip(*run(x), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_groups_know_nothing_of_each_other(x64):
     sde = sdes.vp()
     measurement = measurements.matrix(A, STD)
-    keys = jax.random.split(jax.random.key(0), 8)
-    x = jax.random.normal(jax.random.key(1), (8, D))
-    y = jnp.repeat(jnp.array([[0.9], [-1.5]]), 4, axis=0)
+    keys = jax.random.split(jax.random.key(0), 12)
+    x = jax.random.normal(jax.random.key(1), (12, D))
+    y = jnp.repeat(jnp.array([[0.9], [-1.5], [0.3]]), 4, axis=0)
 
     @jax.jit
     def run(keys, x, y):
@@ -151,16 +172,19 @@ def test_groups_know_nothing_of_each_other(x64):
             keys, samplers.Steps(sampler, perfect(sde), finish=finish), x, times_of(sde)
         )
 
-    together, alone = run(keys, x, y), run(keys[4:], x[4:], y[4:])
-    np.testing.assert_allclose(together.x[4:], alone.x, rtol=1e-9)
-    np.testing.assert_allclose(together.weight[4:], alone.weight, rtol=1e-9)
-    np.testing.assert_allclose(together.log_evidence[1:], alone.log_evidence, rtol=1e-9)
+    # the second group beside another one
+    first, second = np.r_[:8], np.r_[8:12, 4:8]
+    one, other = (run(keys[i], x[i], y[i]) for i in (first, second))
+    np.testing.assert_allclose(one.x[4:], other.x[4:], rtol=1e-9)
+    np.testing.assert_allclose(one.weight[4:], other.weight[4:], rtol=1e-9)
+    np.testing.assert_allclose(one.log_evidence[1:], other.log_evidence[1:], rtol=1e-9)
+    assert np.all(np.abs(one.log_evidence[0] - other.log_evidence[0]) > 1e-3)
 
 
 def test_systematic_resampling_draws_each_its_share_to_within_one(x64):
     weight = jnp.array([0.05, 0.5, 0.0, 0.3, 0.15])
     keys = jax.random.split(jax.random.key(0), 2000)
-    index = jax.vmap(lambda key: twisted.systematic(key, weight))(keys)
+    index = jax.jit(jax.vmap(lambda key: twisted.systematic(key, weight)))(keys)
     counts = np.stack([np.sum(np.asarray(index) == i, axis=1) for i in range(5)], axis=1)
     assert np.all(np.abs(counts - 5 * np.asarray(weight)) < 1)
     keep = [0, 1, 3, 4]
@@ -169,12 +193,9 @@ def test_systematic_resampling_draws_each_its_share_to_within_one(x64):
 
 
 def test_the_effective_size_is_n_of_equal_weights_and_one_of_a_single_one():
-    equal, single = jnp.full(6, -3.0), jnp.array([0.0, -200.0, -200.0])
-    np.testing.assert_allclose(twisted.effective_size(equal), 6, rtol=1e-5)
-    np.testing.assert_allclose(twisted.effective_size(single), 1, rtol=1e-5)
-    np.testing.assert_allclose(
-        twisted.effective_size(jnp.log(jnp.array([3.0, 1.0]))), 16 / 10, rtol=1e-5
-    )
+    log_weights = jnp.array([[-3.0, -3.0, -3.0], [0.0, -200.0, -200.0], [np.log(3), 0.0, -200.0]])
+    sizes = jax.jit(jax.vmap(twisted.effective_size))(log_weights)
+    np.testing.assert_allclose(sizes, [3, 1, 16 / 10], rtol=1e-5)
 
 
 def test_what_particles_cannot_do_is_refused_in_one_line(x64):

@@ -22,7 +22,8 @@ from score_jax.samplers.base import Sampler, Steps, predict_at
 def ddrm(*, eta: float = 0.85, eta_b: float = 1.0) -> Method:
     """DDRM, for measurements with a singular value decomposition.
 
-    The start is the prior's draw: the paper centres it on alpha y, and alpha(t_max) is nearly zero.
+    The start is the prior's draw: the paper centres it on y where A sees, which is little beside
+    sigma / alpha at t_max.
 
     Args:
       eta: noise of coordinates that y says nothing of, or less than x_s does; the paper's.

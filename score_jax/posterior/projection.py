@@ -1,13 +1,14 @@
 """score_sde's conditioning: after each step what is measured is set to what it would be at that noise level.
 
-Song et al. 2021, arXiv 2011.13456, appendix I: inpainting replaces the known pixels by y noised to
-time s, colorization the grey channel. For any A that is the nearest x with A x = alpha_s y +
-sigma_s A z,
+Song et al. 2021, arXiv 2011.13456, appendix I.2 and I.3: inpainting replaces the known pixels by y
+noised to time s, colorization the grey one of three channels that an orthogonal matrix makes of the
+colours. For any A that is the nearest x with A x = alpha_s y + sigma_s A z,
 
     x <- x + A^+ (alpha_s y + sigma_s A z - A x),    z ~ N(0, I).
 
 It is cheap and approximate: the rest of x is stepped without regard to y, and has only the network
-to make it agree. Noise in y is taken for signal.
+to make it agree. Noise in y is taken for signal, and where A hardly sees, as a blur the fine detail,
+A^+ makes it large: for such A and noise take `pigdm` or `ddrm`.
 """
 
 import jax.numpy as jnp

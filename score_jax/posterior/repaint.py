@@ -19,7 +19,8 @@ from score_jax.samplers.first_order import ddim
 def up_and_down(times: Float[Array, "n"], jump: int, repeats: int) -> Array:
     """Decreasing times in stretches of `jump` steps, each walked `repeats` times.
 
-    The last stretch may be shorter. Each step down is taken `repeats` times in all.
+    The last stretch may be shorter. Each step down is taken `repeats` times in all; in the public
+    code those of the first stretch, where x is little but noise, are taken once.
     """
     n_steps, path = len(times) - 1, [0]
     for start in range(0, n_steps, jump):

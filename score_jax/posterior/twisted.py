@@ -79,7 +79,8 @@ def sampler(
     """Ancestral steps under guidance, with particles drawn anew where their weights have become uneven.
 
     Args:
-      particles: in a group, of which the batch holds several; None for one group.
+      particles: in a group, of which the batch holds several, each with one y and one label for
+        all its particles; None for one group.
       threshold: the effective share of particles below which they are drawn anew; 0 for never.
       variance: c^2, a word of `samplers.VARIANCES`.
     """
