@@ -2,9 +2,8 @@
 
 It sees x_t at uniform times of the VP SDE; `guidance.across` asks it about any other SDE's. Expect
 0.869, 0.868, 0.809, 0.652 and 0.302 of 2000 validation images right at noise levels sigma / alpha of 0.1,
-0.3, 1, 3 and 10, after
-3,000 steps in 8 minutes on two virtual devices (see `vp_fashion_mnist`). With more of the times at little noise it is a
-judge of samples instead of a guide, 0.917 at level 0.1:
+0.3, 1, 3 and 10, after 3,000 steps in 8 minutes on two virtual devices (see `vp_fashion_mnist`). With
+more of the times at little noise it is a judge of samples instead of a guide, 0.917 at level 0.1:
 
 python scripts/train.py --config=configs/classifier_fashion_mnist.py
 python scripts/train.py --config=configs/classifier_fashion_mnist.py --config.loss.grid=log_normal_wide --config.seed=1

@@ -176,8 +176,14 @@ class Checkpoints:
             ) from error
         _check(_leaves(template), leaves, self._path(step))
         args = ocp.args.StandardRestore(_abstract(template))
-        with _orbax() as orbax:
-            return orbax.restore(self._path(step) / "state", args=args)
+        try:
+            with _orbax() as orbax:
+                return orbax.restore(self._path(step) / "state", args=args)
+        except ValueError as error:  # the same arrays in other containers, as another version's
+            raise ValueError(
+                f"checkpoint {self._path(step)} has not this version's structure; use the version in "
+                f"run.json: {error}"
+            ) from error
 
     def notes(self, step: int) -> dict[str, Any]:
         """What was saved with a step's state beside it; nothing before the first step."""

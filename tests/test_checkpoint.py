@@ -311,6 +311,10 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(folder):
     fewer = state(0)._replace(params={"kernel": state(0).params["kernel"]})
     with pytest.raises(ValueError, match="params/half is bfloat16.3. there, absent here"):
         Checkpoints(folder).restore(10, fewer)
+    adam, empty = state(0).opt_state
+    nested = state(0)._replace(opt_state=(adam, {"inner": empty}))
+    with pytest.raises(ValueError, match="10 has not this version's structure; use the version in"):
+        Checkpoints(folder).restore(10, nested)
 
 
 _unpickled, _listening = [], threading.Event()
