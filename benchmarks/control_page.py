@@ -39,10 +39,11 @@ of another run, the guide. Scale 0 is that model alone; at scale 1 both stand fo
 it was trained, the other by Bayes.
 
 The judge is a classifier that took no part in any of this, trained for {judge_step} steps from seed
-{judge_seed} (the guide: {guide_step} from seed {guide_seed}). It is shown samples in whole levels, as images
-are; the last row is of {n_test} images of the test split. "Spread" is the standard deviation of a pixel
-within a class, over theirs: below 1 is diversity lost, the price of guidance. At scale 0 samples have no
-class, and their spread is that of all classes together.
+{judge_seed} (the guide: {guide_step} from seed {guide_seed}).{difference} It is shown samples in whole
+levels, as images are; the last row is of {n_test} images of the test split. "Spread" is the standard
+deviation of a pixel within a class, over theirs: below 1 is diversity lost, the price of guidance. At scale 0
+samples were not told the class that they are judged by: one in as many classes is right by chance, and their
+spread is that of all classes together.
 
 {numbers}
 
@@ -59,8 +60,9 @@ y = A x + noise of standard deviation {std:g}, of data in [-1, 1].
 {tasks}
 
 Each method has {evaluations} evaluations of the network for an image: `repaint` walks a grid of a quarter of the
-steps four times, `tsmc` moves four particles along such a grid and one of them is taken. All other
-options are the defaults. The network was trained for {step} steps; it is told no class here.
+steps four times, `tsmc` moves four particles along such a grid and one of them is taken. In `dps`, `pigdm`
+and `tsmc` an evaluation is one with its gradient, which costs more. All other options are the defaults. The
+network was trained for {step} steps; it is told no class here.
 
 `{trivial}` is the pseudo-inverse, which knows nothing of images: where A nearly erases something, it returns noise,
 and `projection` and `repaint` set what is measured by it, noise and all. `{linear}` is the best estimate that is
@@ -98,14 +100,39 @@ def pm(found: Estimate, digits: int = 3) -> str:
 # guidance
 
 
-def guidance_section(guided: Guided, test: Judged, pictures: list[Path], **facts) -> str:
-    """facts: data, n, n_test, n_steps, dropout, and step and seed of model, judge and guide."""
+def guidance_section(
+    guided: Guided, test: Judged, pictures: list[Path], *, difference: str = "", **facts
+) -> str:
+    """facts: data, n, n_test, n_steps, dropout, the model's step, and step and seed of judge and guide.
+
+    Args:
+      difference: `difference` of judge and guide.
+    """
     return GUIDANCE.format(
+        difference=difference and f" {difference}",
         numbers=guidance_table(guided, test),
         advice=guidance_advice(guided, test),
         pictures="\n\n".join(f"![samples by scale, {path.stem}]({path.name})" for path in pictures),
         **facts,
     )
+
+
+# of a config: what decides how a classifier is trained, beside its seed and steps
+_SECTIONS = "sde", "net", "model", "loss", "optim", "train"
+
+
+def difference(judge: dict[str, Any], guide: dict[str, Any]) -> str:
+    """A sentence on what the judge's config has that the guide's has not, but for seed and steps."""
+    told = []
+    for section in _SECTIONS:
+        one, other = judge[section], guide[section]
+        for key in dict.fromkeys((*one, *other)):
+            if (section, key) != ("train", "steps") and one.get(key) != other.get(key):
+                values = f"{one.get(key)} (the guide: {other.get(key)})"
+                told.append(f"`{section}.{key}` is {values}")
+    if not told:
+        return "Their configs are otherwise the same."
+    return f"Of its config {', '.join(told)}; the rest is the same."
 
 
 def guidance_table(guided: Guided, test: Judged) -> str:
@@ -141,9 +168,11 @@ def guidance_advice(guided: Guided, test: Judged) -> str:
         ties = [s for s in at if s != best and not differ(at[s].judge, at[best].judge)]
         text = f"- **{kind.replace('_', '-')}**: most are of their class at scale {best:g}, {pm(at[best].judge)}"
         if ties:
+            cheapest = max((*ties, best), key=lambda scale: at[scale].spread.mean)
             text += f", not told apart from {_listed(ties)}"
-        cheapest = max((*ties, best), key=lambda scale: at[scale].spread.mean)
-        text += f"; of these scale {cheapest:g} spreads most, {pm(at[cheapest].spread)}"
+            text += f"; of these scale {cheapest:g} spreads most, {pm(at[cheapest].spread)}"
+        else:
+            text += f", with a spread of {pm(at[best].spread)}"
         last = max(at)
         lines.append(f"{text}. At scale {last:g} the spread is {pm(at[last].spread)}.")
     last = max(scale for _, scale in guided)
@@ -202,13 +231,17 @@ def score_table(by_method: dict[str, Scores]) -> str:
 
 
 def score_advice(by_method: dict[str, Scores]) -> str:
-    """The order of the methods by PSNR and SSIM, and which of them are no use or do not meet y."""
+    """The order of the methods by PSNR and SSIM, and which of them failed, are no use or do not meet y."""
     lines = [
         f"By {word}: {order({name: getattr(found, field) for name, found in by_method.items()})}."
         for word, field in (("PSNR", "psnr"), ("SSIM", "ssim"))
     ]
     lines[0] += " `~` where neighbours are not told apart, image by image."
     drawn = {n: found for n, found in by_method.items() if n not in (TRIVIAL, LINEAR)}
+    failed = {n: np.mean(~np.isfinite(found.residual)) for n, found in drawn.items()}
+    failed = ", ".join(f"`{n}` ({share:.0%})" for n, share in failed.items() if share)
+    if failed:
+        lines.append(f"Not finite, and judged with black in their place, are images of {failed}.")
     trivial = by_method[TRIVIAL]
     below = [n for n, found in drawn.items() if _gap(trivial.psnr, found.psnr) > 2]
     if below:
@@ -238,7 +271,9 @@ def order(values: dict[str, np.ndarray]) -> str:
 def _gap(a: np.ndarray, b: np.ndarray) -> float:
     """The mean difference, in its standard errors."""
     found = estimate(a - b)
-    return found.mean / found.stderr if found.stderr > 0 else math.inf * np.sign(found.mean)
+    if not found.mean:
+        return 0.0
+    return found.mean / found.stderr if found.stderr > 0 else math.copysign(math.inf, found.mean)
 
 
 def _names(names: list[str]) -> str:

@@ -68,7 +68,7 @@ def measure(
 ) -> Float[np.ndarray, "n k"]:
     """The number of each of `size` examples under each class, computed once and written to the table at `path`.
 
-    A row for each example and class; nan where the solver failed.
+    A row for each example and class; nan where the solver failed or the number is not finite.
 
     Args:
       made_for: what the numbers depend on; a table made for something else is not continued.

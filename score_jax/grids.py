@@ -109,7 +109,7 @@ def _cut_off_normal(low: Array, high: Array) -> Grid:
     inside = 1 - upper - lower
 
     def z(u):
-        above, below = upper + u * inside, lower + (1 - u) * inside
+        above, below = _beyond(upper, u * inside), _beyond(lower, (1 - u) * inside)
         # the quantile of the smaller tail: 1 - p has lost the digits of p
         is_above = above < below
         tail = jnp.where(is_above, above, below)
@@ -118,6 +118,12 @@ def _cut_off_normal(low: Array, high: Array) -> Grid:
         return jnp.where(is_above, -1.0, 1.0) * ndtri(tail)
 
     return z
+
+
+def _beyond(tail: Array, share: Array) -> Array:
+    """tail + share of a share that is at least 0: compiled, the sum of a tail below rounding can come out smaller."""
+    total = tail + share
+    return jnp.where(total < tail, tail, total)
 
 
 def reverse(grid: Grid) -> Grid:

@@ -20,6 +20,14 @@ _HOW = {
     "ode": "by Bayes' rule from log p(x | class) of the ODE",
     None: "of the classifier",
 }
+# why examples are left out, of which there is no number
+_FAILED = (
+    "the model's numbers are not finite on {} of them, which are left out; take another checkpoint"
+)
+_UNSOLVED = (
+    "the solver failed on {} of them, which are left out; loosen config.eval.rtol and atol, or set "
+    "config.eval.n_steps"
+)
 
 
 def summary(
@@ -27,7 +35,9 @@ def summary(
     label: np.ndarray,
     others: tuple[dict[str, np.ndarray], np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """The "probabilities" by name, "n" examples and those of them that "failed", which are left out.
+    """The "probabilities" by name, "n" examples, those of them that "failed" and are left out, and "fitted_on".
+
+    The last are the examples that temperatures are fitted on, without those that failed.
 
     Args:
       found: log p(class | x), [n, classes], by name; nan where it failed.
@@ -38,12 +48,12 @@ def summary(
         other = None if others is None else (others[0][name], others[1])
         return _entry(classify.assess(found[name], label, other))
 
-    failed = np.any([np.isnan(log_p).any(axis=1) for log_p in found.values()], axis=0)
+    failed = lambda found: np.any([np.isnan(p).any(axis=1) for p in found.values()], axis=0)
     return {
         "probabilities": {name: assessed(name) for name in sorted(found, key=_noise_level)},
         "n": len(label),
-        "failed": int(failed.sum()),
-        "fitted_on": 0 if others is None else len(others[1]),
+        "failed": int(np.sum(failed(found))),
+        "fitted_on": 0 if others is None else int(np.sum(~failed(others[0]))),
     }
 
 
@@ -73,10 +83,8 @@ def report(result: dict[str, Any]) -> list[str]:
     of = f"{examples}; step {result['step']}, {result['weights']}"
     lines = [f"{result['split']} p(class | x) {_HOW[result['by']]} ({of})"]
     if result["failed"]:
-        lines.append(
-            f"the solver failed on {result['failed']} of them, which are left out; loosen "
-            "config.eval.rtol and atol, or set config.eval.n_steps"
-        )
+        why = _UNSOLVED if result["by"] == "ode" else _FAILED
+        lines.append(why.format(result["failed"]))
     if result["fitted_on"]:
         lines.append(f"temperatures are fitted on {result['fitted_on']} validation examples")
     alone = len(result["probabilities"]) == 1

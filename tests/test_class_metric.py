@@ -48,7 +48,11 @@ def test_a_single_probability_is_printed_with_its_tables_and_several_in_lines():
         "test p(class | x) by Bayes' rule from the ELBO of each class "
         "(the first 40 of 5000 examples; step 60, ema 0.9)"
     )
-    assert lines[1].startswith("the solver failed on 1 of them, which are left out")
+    assert lines[1].startswith(
+        "the model's numbers are not finite on 1 of them, which are left out"
+    )
+    unsolved = reliability.report(result | {"by": "ode"})[1]
+    assert unsolved.startswith("the solver failed on 1 of them, which are left out; loosen")
     assert lines[2] == "temperatures are fitted on 40 validation examples"
     assert lines[3].startswith(f"accuracy {right:.4f} +- ")
     assert lines[3].endswith(f"ece {0.9 - right:.4f}")
@@ -61,6 +65,8 @@ def test_a_single_probability_is_printed_with_its_tables_and_several_in_lines():
     assert len(several) == 4 and " of the classifier (" in several[0]
     assert several[2].startswith("at t_min: accuracy") and several[2].endswith(lines[3])
     assert several[3] == f"at sigma / alpha = 0.3: {lines[3]}"
+    failed_too = reliability.summary({"bayes": log_p}, label, ({"bayes": log_p}, label))
+    assert failed_too["fitted_on"] == 39
 
 
 def test_the_curve_has_a_row_for_each_probability_at_each_step(tmp_path):

@@ -780,14 +780,24 @@ def test_a_run_is_read_with_its_own_values_not_todays_defaults(tmp_path, saved):
     assert workdir.load_config(tmp_path)["sample"]["n_steps"] == 3
 
 
-def test_compiled_programs_go_to_the_users_cache_unless_told_otherwise(tmp_path):
+def test_compiled_programs_go_to_the_users_cache_unless_told_otherwise(tmp_path, monkeypatch):
+    own = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("HOME", str(tmp_path))
+    try:
+        for cache, expected in (
+            ("", f"{tmp_path}/.cache/score_jax/xla"),
+            ("/x", "/x/score_jax/xla"),
+        ):
+            monkeypatch.setenv("XDG_CACHE_HOME", cache)
+            jax.config.update("jax_compilation_cache_dir", None)
+            cli.use_compilation_cache()
+            assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        jax.config.update("jax_compilation_cache_dir", own)
     show = "from score_jax import cli; import jax; cli.use_compilation_cache(); "
     show += "print(jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache)"
-    run = lambda **env: process("-c", show, **env).stdout.split()
-    unset = {"XDG_CACHE_HOME": "", "HOME": str(tmp_path)}
-    assert run(**unset) == [f"{tmp_path}/.cache/score_jax/xla", "True"]
-    assert run(XDG_CACHE_HOME="/x") == ["/x/score_jax/xla", "True"]
-    assert run(JAX_COMPILATION_CACHE_DIR="/y", JAX_ENABLE_COMPILATION_CACHE="0") == ["/y", "False"]
+    told = process("-c", show, JAX_COMPILATION_CACHE_DIR="/y", JAX_ENABLE_COMPILATION_CACHE="0")
+    assert told.stdout.split() == ["/y", "False"]
 
 
 def test_an_interrupt_ends_without_a_trace(capsys, monkeypatch):

@@ -82,11 +82,13 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def control():
-    path = Path(__file__).parent.parent / "scripts" / "control.py"
+    path, before = Path(__file__).parent.parent / "scripts" / "control.py", set(flags.FLAGS)
     spec = importlib.util.spec_from_file_location("control_script", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    for name in set(flags.FLAGS) - before:  # other scripts have flags of the same names
+        delattr(flags.FLAGS, name)
 
 
 @pytest.fixture

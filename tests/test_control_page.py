@@ -71,6 +71,26 @@ def test_the_variance_within_classes_does_not_see_their_means():
     assert np.mean([found.stderr for found in draws]) == pytest.approx(means.std(), rel=0.4)
 
 
+def test_the_page_says_in_what_the_judge_was_trained_otherwise():
+    """Seed and steps are said elsewhere; the data set's folder is no choice."""
+    config = {name: {} for name in ("sde", "net", "model", "optim")}
+    guide = config | dict(seed=0, data=dict(folder="a"), train=dict(steps=3), loss=dict(grid="a"))
+    judge = config | dict(seed=1, data=dict(folder="b"), train=dict(steps=9), loss=dict(grid="b"))
+    assert pages.difference(judge, guide) == (
+        "Of its config `loss.grid` is b (the guide: a); the rest is the same."
+    )
+    same = pages.difference(judge | {"loss": guide["loss"]}, guide)
+    assert same == "Their configs are otherwise the same."
+
+
+def test_samples_that_are_not_finite_are_named_on_the_page():
+    good = restoration.Scores(*(np.array([20.0, 21.0, 22.0, 23.0]) + k for k in range(3)))
+    bad = good._replace(residual=np.array([1.0, np.nan, 1.0, 1.0]))
+    names = restoration.TRIVIAL, restoration.LINEAR
+    text = pages.score_advice(dict.fromkeys(names, good) | {"dps": bad, "ddrm": good})
+    assert "black in their place, are images of `dps` (25%)." in text
+
+
 def test_neighbours_that_the_images_cannot_tell_apart_are_not_ranked():
     a, sign = np.random.default_rng(0).normal(20, 5, 32), np.resize([1, -1], 32)
     values = {"a": a, "b": a - 1 + 0.1 * sign, "c": a - 1.01 + sign}

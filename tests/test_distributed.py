@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import several_processes
+from conftest import QUICK_TO_COMPILE
 
 from score_jax import distributed
 
@@ -48,8 +49,7 @@ def launch(home, devices, commands):
     """Processes of the checkout's Python files, each with so many virtual devices."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     env = kept | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
         "JAX_PLATFORMS": "cpu",
     }

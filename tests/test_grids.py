@@ -23,13 +23,22 @@ N = 4000
 MIDPOINTS = (np.arange(N) + 0.5) / N
 
 
+def times(grid, u):
+    """One program: op by op there would be dozens."""
+    return jax.jit(grid)(jnp.asarray(u))
+
+
+def times_and_rates(grid, u):
+    return jax.jit(lambda u: grids.time_and_rate(grid, u))(jnp.asarray(u))
+
+
 @pytest.fixture(params=GRIDS)
 def make(request):
     return GRIDS[request.param]
 
 
 def test_a_grid_falls_from_t_max_to_t_min(x64, sde, make):
-    t = make(sde)(jnp.linspace(0.0, 1.0, 101))
+    t = times(make(sde), jnp.linspace(0.0, 1.0, 101))
     np.testing.assert_allclose([t[0], t[-1]], [sde.t_max, sde.t_min], rtol=1e-9, atol=1e-12)
     assert np.all(np.diff(t) < 0)
 
@@ -40,7 +49,7 @@ def test_the_integral_over_time_is_the_mean_under_the_grid_over_its_density(x64,
 
     Not for log_normal and logit_normal, which all but never come near the ends.
     """
-    t, dt_du = grids.time_and_rate(make(sde), jnp.asarray(MIDPOINTS))
+    t, dt_du = times_and_rates(make(sde), MIDPOINTS)
     found = jnp.mean(3 * t**2 * -dt_du)
     np.testing.assert_allclose(found, sde.t_max**3 - sde.t_min**3, rtol=1e-4)
 
@@ -56,7 +65,7 @@ def log_sigma(sde, t):
 def test_log_normal_times_have_a_normal_log_sigma_cut_off_at_the_ends(x64, name, mean, std):
     """The share 1 - u of times is below grid(u): its normal probability between the ends, over that of both."""
     sde, u = SDES[name](), np.linspace(0, 1, 201)
-    found = log_sigma(sde, grids.log_normal(sde, mean, std)(jnp.asarray(u)))
+    found = log_sigma(sde, times(grids.log_normal(sde, mean, std), u))
     low, high = log_sigma(sde, [sde.t_min, sde.t_max])
     law = truncnorm((low - mean) / std, (high - mean) / std, mean, std)
     # by the tail that has digits to compare
@@ -66,7 +75,7 @@ def test_log_normal_times_have_a_normal_log_sigma_cut_off_at_the_ends(x64, name,
 
 def test_edms_training_times_have_mean_minus_1_2_and_std_1_2_in_log_sigma(x64):
     """Table 1 of arXiv 2206.00364; the ends, 4.2 and 4.7 std away, take less than 0.1 % from the std."""
-    log_t = np.log(grids.log_normal(sdes.edm())(jnp.asarray(MIDPOINTS)))
+    log_t = np.log(times(grids.log_normal(sdes.edm()), MIDPOINTS))
     np.testing.assert_allclose([log_t.mean(), log_t.std()], [-1.2, 1.2], rtol=1e-3)
 
 
@@ -76,12 +85,12 @@ def test_log_normal_keeps_float32_digits_in_both_tails(name):
     sde = SDES[name]()
     u = np.concatenate([np.geomspace(1e-7, 0.1, 50), 1 - np.geomspace(1e-7, 0.9, 50), [0.0, 1.0]])
     u = u.astype(np.float32)
-    found = grids.log_normal(sde)(jnp.asarray(u))
+    found = times(grids.log_normal(sde), u)
     assert found.dtype == jnp.float32
     with jax.enable_x64(True):
         sde = SDES[name]()
-        true = grids.log_normal(sde)(jnp.asarray(u, jnp.float64))
-        rate = np.abs(sdes.log_snr_rate(sde, true))
+        true = times(grids.log_normal(sde), np.asarray(u, float))
+        rate = np.abs(jax.jit(lambda t: sdes.log_snr_rate(sde, t))(true))
     rounding = 2e-5 + rate * np.spacing(np.asarray(true, np.float32))
     assert np.all(np.abs(found - np.asarray(true)) * rate < rounding)
 
@@ -90,7 +99,7 @@ def test_log_normal_keeps_float32_digits_in_both_tails(name):
 def test_logit_normal_times_have_a_normal_logit_cut_off_at_the_ends(x64, mean, std):
     """The law of Esser et al. 2024, eq. 19, on flow matching's time axis, inside its ends."""
     sde, u = sdes.linear(0.02, 0.99), np.linspace(0, 1, 201)
-    t = grids.logit_normal(sde, mean, std)(jnp.asarray(u))
+    t = times(grids.logit_normal(sde, mean, std), u)
     low, high = (logit([0.02, 0.99]) - mean) / std
     law = truncnorm(low, high, mean, std)
     np.testing.assert_allclose(law.cdf(logit(t))[100:], 1 - u[100:], rtol=1e-8, atol=1e-14)
@@ -99,17 +108,19 @@ def test_logit_normal_times_have_a_normal_logit_cut_off_at_the_ends(x64, mean, s
 
 def test_logit_normal_is_log_normal_in_sigma_over_alpha_on_flow_matchings_path(x64):
     sde, u = sdes.linear(), jnp.linspace(0, 1, 21)
-    found = grids.logit_normal(sde, 0.3, 1.4)(u)
-    np.testing.assert_allclose(found, grids.log_normal(sde, 0.3, 1.4)(u), rtol=1e-9)
+    found, other = (
+        times(grid(sde, 0.3, 1.4), u) for grid in (grids.logit_normal, grids.log_normal)
+    )
+    np.testing.assert_allclose(found, other, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["vp", "ve", "edm"])
 def test_logit_normal_stretches_its_interval_over_other_time_axes(x64, name):
     """The default linear SDE spans [0.001, 0.999]; the edm SDE, from 0.002, only the upper end."""
     sde = SDES[name]()
-    t = grids.logit_normal(sde, 0.4)(jnp.linspace(0, 1, 11))
+    t = times(grids.logit_normal(sde, 0.4), jnp.linspace(0, 1, 11))
     low, high = max(sde.t_min, 1e-3), min(sde.t_max, 0.999)
-    standard = grids.logit_normal(sdes.linear(low, high), 0.4)(jnp.linspace(0, 1, 11))
+    standard = times(grids.logit_normal(sdes.linear(low, high), 0.4), jnp.linspace(0, 1, 11))
     share = (standard - low) / (high - low)
     expected = sde.t_min + (sde.t_max - sde.t_min) * share
     np.testing.assert_allclose(t, expected, rtol=1e-9, atol=1e-14)
@@ -123,10 +134,10 @@ def test_logit_normal_keeps_float32_digits_in_both_tails(name):
     """
     u = np.concatenate([np.geomspace(1e-7, 0.1, 50), 1 - np.geomspace(1e-7, 0.9, 50), [0.0, 1.0]])
     u = u.astype(np.float32)
-    found = grids.logit_normal(SDES[name]())(jnp.asarray(u))
+    found = times(grids.logit_normal(SDES[name]()), u)
     assert found.dtype == jnp.float32
     with jax.enable_x64(True):
-        true = np.asarray(grids.logit_normal(SDES[name]())(jnp.asarray(u, jnp.float64)))
+        true = np.asarray(times(grids.logit_normal(SDES[name]()), np.asarray(u, float)))
     # both SDEs end, or are stretched from, 0.001 and 0.999
     share = (true - true.min()) / (true.max() - true.min())
     law = 0.001 + 0.998 * share
@@ -141,7 +152,7 @@ def test_logit_normal_keeps_float32_digits_in_both_tails(name):
 def test_an_end_out_of_float32s_reach_is_stopped_short_of(name, make):
     """At std 0.1 both ends lie 39 std and more from the mean."""
     sde = SDES[name]()
-    t, dt_du = grids.time_and_rate(make(sde, 0.0, 0.1), jnp.array([0.0, 0.5, 1.0]))
+    t, dt_du = times_and_rates(make(sde, 0.0, 0.1), jnp.array([0.0, 0.5, 1.0]))
     assert np.all(np.isfinite(dt_du))
     assert sde.t_min < t[2] < t[1] < t[0] < sde.t_max
 
@@ -153,9 +164,10 @@ def test_the_rate_of_a_normal_grid_is_its_slope(x64, name, make):
     """Central differences, off DDPM's kinks and on both sides of where the tails meet."""
     grid, h = make(SDES[name]()), 1e-7
     u = jnp.array([1e-3, 0.0437, 0.31, 0.5, 0.77, 0.957, 0.999])
-    t, dt_du = grids.time_and_rate(grid, u)
-    np.testing.assert_allclose(t, grid(u), rtol=1e-12)
-    np.testing.assert_allclose(dt_du, (grid(u + h) - grid(u - h)) / (2 * h), rtol=1e-5)
+    t, dt_du = times_and_rates(grid, u)
+    below, at, above = times(grid, jnp.stack([u - h, u, u + h]))
+    np.testing.assert_allclose(t, at, rtol=1e-12)
+    np.testing.assert_allclose(dt_du, (above - below) / (2 * h), rtol=1e-5)
 
 
 def test_the_uniform_grid_ends_at_t_min_in_float32(sde):
@@ -165,7 +177,7 @@ def test_the_uniform_grid_ends_at_t_min_in_float32(sde):
 
 
 def test_the_log_snr_grid_spends_equal_log_snr_on_equal_u(x64, sde):
-    t, dt_du = grids.time_and_rate(grids.log_snr(sde), jnp.asarray(MIDPOINTS))
+    t, dt_du = times_and_rates(grids.log_snr(sde), MIDPOINTS)
     largest, smallest = sdes.log_snr_ends(sde)
     g2_over_sigma2 = sdes.diffusion(sde, t) ** 2 / sde.sigma(t) ** 2
     np.testing.assert_allclose(g2_over_sigma2 * -dt_du, largest - smallest, rtol=1e-9)
@@ -195,7 +207,7 @@ def test_a_piecewise_grid_visits_its_log_snrs_and_the_ends(x64, sde):
     largest, smallest = sdes.log_snr_ends(sde)
     values = [-99.0, -2.0, 1.0, 1.5, 99.0]
     grid = grids.piecewise(values)(sde)
-    found = sdes.log_snr(sde, grid(jnp.linspace(0.0, 1.0, 9)))
+    found = times(lambda u: sdes.log_snr(sde, grid(u)), jnp.linspace(0.0, 1.0, 9))
     expected = [
         smallest,
         (smallest - 2) / 2,
@@ -212,8 +224,8 @@ def test_a_piecewise_grid_visits_its_log_snrs_and_the_ends(x64, sde):
 
 def test_reverse_walks_the_same_grid_upwards(x64, sde, make):
     u = jnp.linspace(0.0, 1.0, 11)
-    grid = make(sde)
-    np.testing.assert_allclose(grids.reverse(grid)(u), grid(u)[::-1], rtol=1e-9, atol=1e-12)
+    upwards, grid = jax.jit(lambda u: (grids.reverse(make(sde))(u), make(sde)(u)))(u)
+    np.testing.assert_allclose(upwards, grid[::-1], rtol=1e-9, atol=1e-12)
 
 
 def test_stratified_points_fall_one_in_each_stratum():

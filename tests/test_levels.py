@@ -25,7 +25,8 @@ def noised(sde, n=40, seed=1):
     k = np.stack([rng.choice(N_LEVELS, n, p=p) for p in PROBABILITIES], axis=1)
     x0 = 2 * (k + rng.random(k.shape)) / N_LEVELS - 1
     t = jnp.linspace(sde.t_min, sde.t_max, n)
-    return perturb(sde, jnp.asarray(x0), t, jnp.asarray(rng.standard_normal(k.shape))), t
+    noise = jnp.asarray(rng.standard_normal(k.shape))
+    return jax.jit(lambda x0, t: perturb(sde, x0, t, noise))(jnp.asarray(x0), t), t
 
 
 def logits(x):
@@ -33,7 +34,12 @@ def logits(x):
 
 
 def truth(sde, x, t):
-    return exact.predictor(sde, exact.boxes(PROBABILITIES, EDGES))(x, t)
+    return jax.jit(exact.predictor(sde, exact.boxes(PROBABILITIES, EDGES)))(x, t)
+
+
+def posterior(sde, x, t):
+    """With the true probabilities."""
+    return jax.jit(lambda x, t: levels.posterior(sde, logits(x), x, t))(x, t)
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -41,7 +47,7 @@ def test_with_the_true_probabilities_the_means_are_those_of_the_exact_score(name
     """In float32, at all noise levels: boxes from thousandths to hundreds of sigma wide; truth in float64."""
     x, t = noised(SDES[name]())
     x, t = np.asarray(x), np.asarray(t)
-    pair = jax.jit(lambda x, t: levels.posterior(SDES[name](), logits(x), x, t).mean)(x, t)
+    pair = posterior(SDES[name](), x, t).mean
     with jax.enable_x64(True):
         sde = SDES[name]()
         x64, t64 = (jnp.asarray(a, jnp.float64) for a in (x, t))
@@ -56,9 +62,10 @@ def test_its_derivative_is_that_of_the_exact_score(x64):
     """The divergence that a likelihood integrates, on both sides of the change of formula."""
     sde = SDES["vp"]()
     x, t = noised(sde, n=60)
-    derivative = lambda fn: jax.jvp(lambda x: fn(x).eps, (x,), (jnp.ones_like(x),))[1]
-    found = derivative(lambda x: levels.posterior(sde, logits(x), x, t).mean)
-    true = derivative(lambda x: truth(sde, x, t))
+    slope = lambda fn, x: jax.jvp(lambda x: fn(x).eps, (x,), (jnp.ones_like(x),))[1]
+    derivative = jax.jit(slope, static_argnums=0)
+    found = derivative(lambda x: posterior(sde, x, t).mean, x)
+    true = derivative(lambda x: truth(sde, x, t), x)
     np.testing.assert_allclose(found, true, rtol=1e-3, atol=1e-4)
 
 
@@ -67,7 +74,7 @@ def test_the_level_given_the_noisy_pixel_is_bayes_rule():
     sde = SDES["ve"]()
     t = sde.time_of_log_snr(-2 * jnp.log(2 / N_LEVELS * jnp.array([0.1, 1.0, 10.0])))
     x = jnp.array([[0.3, -0.99, 0.55]] * 3)
-    log_p = levels.posterior(sde, logits(x), x, t).log_p
+    log_p = posterior(sde, x, t).log_p
     inside = EDGES[:-1, None] + (np.arange(200) + 0.5) / 200 * (2 / N_LEVELS)
     z = (np.asarray(x)[..., None, None] - inside) / np.asarray(sde.sigma(t))[:, None, None, None]
     mass = np.exp(-0.5 * z**2).mean(-1) * PROBABILITIES
@@ -77,7 +84,8 @@ def test_the_level_given_the_noisy_pixel_is_bayes_rule():
 def test_a_point_far_outside_the_boxes_has_the_noise_of_the_way_to_the_nearest():
     sde = SDES["vp"]()
     x, t = jnp.array([[-30.0, 30.0, 0.0]]), jnp.array([1e-4])
-    pair = levels.posterior(sde, jnp.zeros((1, 3, N_LEVELS)), x, t).mean
+    flat = jnp.zeros((1, 3, N_LEVELS))
+    pair = jax.jit(lambda x, t: levels.posterior(sde, flat, x, t).mean)(x, t)
     reached = (x[0, :2] - sde.alpha(t) * jnp.array([-1.0, 1.0])) / sde.sigma(t)
     np.testing.assert_allclose(pair.eps[0, :2], reached, rtol=1e-3)
     assert np.all(np.isfinite(pair.x0)) and np.all(np.abs(pair.x0) <= 1.0)
@@ -95,11 +103,10 @@ def test_a_model_whose_network_knows_the_levels_is_the_perfect_model():
     sde = SDES["vp"]()
     model = denoiser(Constant(), sde, output="levels", n_levels=N_LEVELS)
     x, t = noised(sde)
-    true, found = truth(sde, x, t), model.predict({}, x, t)
+    true, found = truth(sde, x, t), jax.jit(model.predict)({}, x, t)
     np.testing.assert_allclose(found.eps, true.eps, atol=1e-3)
-    np.testing.assert_allclose(
-        model.level_logp({}, x, t), levels.posterior(sde, logits(x), x, t).log_p, atol=1e-6
-    )
+    log_p = jax.jit(model.level_logp)({}, x, t)
+    np.testing.assert_allclose(log_p, posterior(sde, x, t).log_p, atol=1e-6)
 
 
 def test_networks_give_as_many_logits_as_asked_for_each_number():
@@ -119,7 +126,7 @@ def test_what_a_network_is_sure_of_yields_to_what_is_seen():
     t = sde.time_of_log_snr(-2 * jnp.log(jnp.array([width])))
     sure = jnp.zeros((1, 1, N_LEVELS)).at[0, 0, 0].set(60.0)
     x = jnp.array([[-1 + 14 * width]])  # between two boxes, 13 away from the edge of the first
-    found = levels.posterior(sde, sure, x, t)
+    found = jax.jit(lambda x, t: levels.posterior(sde, sure, x, t))(x, t)
     assert abs(found.mean.eps[0, 0]) < 1
     # the log-odds of the first against the one that x is in: 60 less the tail's 13^2 / 2 + log(13 sqrt(2 pi))
     odds = found.log_p[0, 0, 0] - found.log_p[0, 0, 13]
@@ -131,8 +138,8 @@ def test_the_gradient_and_the_derivative_agree_at_every_noise_level():
     """Reverse mode meets also the formula that is not taken."""
     sde = SDES["vp"]()
     x, t = noised(sde, n=60)
-    total = lambda x: jnp.sum(levels.posterior(sde, logits(x), x, t).mean.eps)
-    _, derivative = jax.jvp(total, (x,), (jnp.ones_like(x),))
-    gradient = jax.grad(total)(x)
+    total = lambda x: jnp.sum(posterior(sde, x, t).mean.eps)
+    _, derivative = jax.jit(lambda x: jax.jvp(total, (x,), (jnp.ones_like(x),)))(x)
+    gradient = jax.jit(jax.grad(total))(x)
     assert np.all(np.isfinite(gradient))
     np.testing.assert_allclose(jnp.sum(gradient), derivative, rtol=1e-4)

@@ -25,8 +25,9 @@ OPERATORS = {
     "wide": (lambda: measurements.matrix(WIDE), (5,)),
     "tall": (lambda: measurements.matrix(TALL), (3,)),
     "linear": (lambda: measurements.linear(lambda x: x @ WIDE.T, (5,)), (5,)),
+    "tall_linear": (lambda: measurements.linear(lambda x: x @ TALL.T, (3,)), (3,)),
 }
-DECOMPOSED = [name for name in OPERATORS if name != "linear"]
+DECOMPOSED = [name for name in OPERATORS if "linear" not in name]
 
 
 class Found(NamedTuple):
@@ -39,6 +40,7 @@ class Found(NamedTuple):
     other: np.ndarray
     adjoint: np.ndarray
     pseudo_inverse: np.ndarray
+    nearest: np.ndarray
     solved: np.ndarray
     coordinates: tuple[np.ndarray, ...] | None
     matrix: np.ndarray
@@ -67,6 +69,7 @@ def found(name):
             other,
             measurement.adjoint(other),
             measurements.pseudo_inverse(measurement, y),
+            measurements.pseudo_inverse(measurement, other),
             measurements.solve(measurement, y, jnp.asarray(SCALE), jnp.asarray(NOISE)),
             coordinates,
             columns.reshape(len(unit), -1).T,
@@ -107,10 +110,13 @@ def test_the_decomposition_is_one_of_a(name):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_pseudo_inverse_and_solve_are_those_of_the_matrix(name):
+    """The former also of a y that no x gives."""
     of = found(name)
     a, y = of.matrix, flat(of.y)
     close = dict(rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(flat(of.pseudo_inverse), y @ np.linalg.pinv(a, 1e-6).T, **close)
+    inverse = np.linalg.pinv(a, 1e-6)
+    np.testing.assert_allclose(flat(of.pseudo_inverse), y @ inverse.T, **close)
+    np.testing.assert_allclose(flat(of.nearest), flat(of.other) @ inverse.T, **close)
     for i in range(2):
         system = SCALE[i] * a @ a.T + NOISE[i] * np.eye(len(a))
         np.testing.assert_allclose(flat(of.solved)[i], np.linalg.solve(system, y[i]), **close)
@@ -136,6 +142,17 @@ def test_a_blur_has_a_gaussian_kernel_and_keeps_what_is_constant(x64):
     np.testing.assert_allclose(impulse[4:17, 4:17, 0], np.outer(kernel, kernel), rtol=1e-10)
     assert impulse[3].max() == 0
     np.testing.assert_allclose(ones, 1.0, rtol=1e-12)
+
+
+def test_what_a_blur_all_but_erases_is_taken_for_erased(x64):
+    """Of a fine pattern 1e-4 of the coarsest is left, or less: it counts as unseen, and A^+ does not blow it up."""
+    measurement = measurements.blur((12, 12, 1), 1.5)
+    singular = measurement.svd.singular
+    seen = singular[singular > 0]
+    assert 0.3 < seen.size / singular.size < 1 and seen.min() > 1e-4 * seen.max()
+    checkers = jnp.asarray((-1.0) ** np.add.outer(np.arange(12), np.arange(12))[None, ..., None])
+    inverse = jax.jit(lambda y: measurements.pseudo_inverse(measurement, y))
+    assert np.linalg.norm(inverse(checkers)) < 1e4 / seen.max() * np.linalg.norm(checkers)
 
 
 def test_a_random_mask_observes_its_share_of_pixels_in_all_channels():

@@ -156,6 +156,26 @@ def test_repaints_walk_repeats_each_stretch():
         posterior.repaint(jump=0, repeats=2)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: posterior.projection(eta=2.0), "eta = 2.0 is a share, at least 0 and at most 1"),
+        (lambda: posterior.repaint(eta=-0.1), "eta = -0.1 is a share, at least 0 and at most 1"),
+        (lambda: posterior.ddrm(eta_b=1.5), "eta_b = 1.5 is a share, at least 0 and at most 1"),
+        (lambda: posterior.dps(eta=1.1), "eta = 1.1 is a share, at least 0 and at most 1"),
+        (lambda: posterior.pigdm(eta=1.1), "eta = 1.1 is a share, at least 0 and at most 1"),
+        (
+            lambda: gaussian(sdes.vp(), measurements.matrix(A), jnp.asarray(Y), 0.0),
+            "data_variance = 0.0 must be positive; images in [-1, 1] have up to 1",
+        ),
+    ],
+)
+def test_options_out_of_range_are_refused_in_one_line(make, message):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert str(error.value) == message
+
+
 def test_a_step_up_restores_the_marginal_and_a_step_down_is_the_samplers(x64, sde):
     """x_t = a x_s + c z with a^2 var x_s + c^2 = var x_t and a mean x_s = mean x_t, exactly."""
     s, t = grids.log_snr(sde)(jnp.array([0.7, 0.4]))

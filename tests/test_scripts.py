@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_cli
+from conftest import QUICK_TO_COMPILE
 from PIL import Image
 from test_bits import RESULT
 
@@ -49,9 +50,7 @@ def home(tmp_path_factory):
 def start(home, script, *args, devices=1, **env):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     quick = {
-        # compiling takes most of the time
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -147,11 +146,11 @@ def columns(path):
 
 
 def test_an_evaluation_that_is_killed_goes_on_and_leaves_the_same_bytes(home, run):
-    """By SIGKILL, after some of 45 batches, and then not at all."""
-    args = ["--workdir=runs/tiny", "--config.eval.batch_size=8", "--split=test"]
-    file = run / "eval" / "bpd.csv"
+    """By SIGKILL, after some of 15 batches, and then not at all."""
+    args = ["--workdir=runs/tiny", "--config.eval.batch_size=8", "--n=120"]
+    file = run / "eval" / "bpd_first_120.csv"
     call(home, "eval", *args)
-    whole, result = file.read_bytes(), (run / "eval" / "bpd.json").read_bytes()
+    whole, result = file.read_bytes(), (run / "eval" / "bpd_first_120.json").read_bytes()
     for path in (run / "eval").glob("bpd*"):
         path.unlink()
     process = start(home, "eval", *args)
@@ -160,10 +159,10 @@ def test_an_evaluation_that_is_killed_goes_on_and_leaves_the_same_bytes(home, ru
     process.kill()
     process.communicate()
     killed = file.read_bytes()
-    assert 500 <= len(killed) < len(whole) and not (run / "eval" / "bpd.json").exists()
+    assert 500 <= len(killed) < len(whole) and not (run / "eval" / "bpd_first_120.json").exists()
     assert "begins" not in call(home, "eval", *args)
     assert file.read_bytes() == whole
-    assert (run / "eval" / "bpd.json").read_bytes() == result
+    assert (run / "eval" / "bpd_first_120.json").read_bytes() == result
 
 
 def test_a_sweep_goes_over_the_checkpoints_and_the_averages(home, run):

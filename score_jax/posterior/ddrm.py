@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import shapes
-from score_jax.posterior.method import Method
+from score_jax.posterior.method import Method, check_shares
 from score_jax.samplers.base import Sampler, Steps, predict_at
 
 
@@ -29,6 +29,7 @@ def ddrm(*, eta: float = 0.85, eta_b: float = 1.0) -> Method:
       eta: noise of coordinates that y says nothing of, or less than x_s does; the paper's.
       eta_b: how much of y is taken over where it says more.
     """
+    check_shares(eta=eta, eta_b=eta_b)
 
     def steps(sde, predict, measurement, y):
         svd = measurement.svd

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from score_jax import shapes
 from score_jax.posterior.guide import through
-from score_jax.posterior.method import Method
+from score_jax.posterior.method import Method, check_shares
 from score_jax.samplers.base import Sampler, Steps
 from score_jax.samplers.first_order import ddim
 
@@ -26,6 +26,7 @@ def dps(*, zeta: float = 1.0, eta: float = 1.0) -> Method:
         code has the gradient of |r|, and so half the step. In few dimensions 1 is too much.
       eta: of `samplers.ddim`.
     """
+    check_shares(eta=eta)
 
     def steps(sde, predict, measurement, y):
         base = ddim(sde, eta=eta)

@@ -29,6 +29,13 @@ class Method(NamedTuple):
     walk: Callable[[Array], Array] = lambda times: times
 
 
+def check_shares(**shares: float) -> None:
+    """Raises ValueError if an option is no share."""
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} = {value} is a share, at least 0 and at most 1")
+
+
 def drawer(
     method: Method,
     model: Callable[[Params], tuple[SDE, PredictFn]],

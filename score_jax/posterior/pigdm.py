@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from score_jax import shapes
 from score_jax.measurement import Measurement, solve
 from score_jax.posterior.guide import Twist, guided
-from score_jax.posterior.method import Method
+from score_jax.posterior.method import Method, check_shares
 from score_jax.samplers.base import Steps
 from score_jax.samplers.first_order import ddim
 from score_jax.sde import SDE
@@ -21,6 +21,10 @@ from score_jax.sde import SDE
 
 def gaussian(sde: SDE, measurement: Measurement, y, data_variance: float) -> Twist:
     """log p(y | x_t), without its normaliser, and the gradient A^T (r_t^2 A A^T + std^2 I)^-1 (y - A x0)."""
+    if not data_variance > 0:
+        raise ValueError(
+            f"data_variance = {data_variance} must be positive; images in [-1, 1] have up to 1"
+        )
 
     def twist(x0, t):
         variance = jnp.square(sde.sigma(t) / sde.alpha(t))
@@ -42,6 +46,7 @@ def pigdm(*, data_variance: float = 1.0, eta: float = 1.0) -> Method:
       data_variance: v, of a pixel or coordinate.
       eta: of `samplers.ddim`.
     """
+    check_shares(eta=eta)
 
     def steps(sde, predict, measurement, y):
         twist = gaussian(sde, measurement, y, data_variance)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from score_jax import shapes
 from score_jax.measurement import Measurement, pseudo_inverse
-from score_jax.posterior.method import Method
+from score_jax.posterior.method import Method, check_shares
 from score_jax.samplers.base import Steps
 from score_jax.samplers.first_order import ddim
 from score_jax.sde import SDE
@@ -38,6 +38,7 @@ def projection(*, eta: float = 1.0) -> Method:
     Args:
       eta: of `samplers.ddim`; 1 is ancestral sampling.
     """
+    check_shares(eta=eta)
 
     def steps(sde, predict, measurement, y):
         return Steps(ddim(sde, eta=eta), predict, onto(sde, measurement, y))

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from score_jax.posterior.method import Method
+from score_jax.posterior.method import Method, check_shares
 from score_jax.posterior.projection import onto
 from score_jax.samplers.base import Steps, either_way
 from score_jax.samplers.first_order import ddim
@@ -39,6 +39,7 @@ def repaint(*, jump: int = 10, repeats: int = 10, eta: float = 1.0) -> Method:
       jump, repeats: of `up_and_down`; the paper's are both 10, over 250 steps.
       eta: of `samplers.ddim`.
     """
+    check_shares(eta=eta)
     if jump < 1 or repeats < 1:
         raise ValueError(f"jump = {jump} and repeats = {repeats} must be at least 1")
 
