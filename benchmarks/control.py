@@ -82,6 +82,7 @@ def guidance_part(model: Run, guide: Run, judge: Run, size: Size, options) -> tu
         },
         judge_seed=judge.experiment.seed,
         guide_seed=guide.experiment.seed,
+        difference=pages.difference(judge.made_of["config"], guide.made_of["config"]),
     )
     drawn = {id(kept): kept for kept in found.values()}  # scale 0 is there twice
     return text, sum(kept.seconds for kept in drawn.values())

@@ -1,6 +1,6 @@
 """Samples that were asked for, of a run: given a measurement, of a class, near an example, between two.
 
-Each function prepares: it refuses what cannot work and compiles nothing. What it returns computes.
+Each function prepares: it refuses what cannot work, and evaluates no network. What it returns computes.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,11 @@ def measured(
     n_steps: int,
     seed: int,
 ) -> Compute:
-    """n samples given a measurement of `given` [1, *event]; shown after it and the simplest x that agrees."""
+    """n samples given a measurement of `given` [1, *event]; shown after it and the measurement.
+
+    A measurement that is an image of the data's size is shown itself, another one by the simplest x
+    that agrees with it.
+    """
     levels, x0 = loaded.experiment.data.levels, _model_space(loaded, given)
     # one row of noise for the measurement, the others for the samples
     keys = jax.random.split(jax.random.key(seed), n + 1)
@@ -75,9 +79,13 @@ def measured(
     def compute():
         labels = None if label is None else jnp.full(n, label)
         x = draw(keys[1:], loaded.params, repeated, labels)
-        simple = measurement.pseudo_inverse(operator, y)
+        is_image = y.ndim == 4 and y.shape[1:3] == x0.shape[1:3]
+        # the pseudo-inverse would undo a blur, and tint a grey image
+        shown = (
+            jnp.broadcast_to(y, x0.shape) if is_image else measurement.pseudo_inverse(operator, y)
+        )
         arrays = dict(input=given) | {
-            name: np.asarray(to_levels(a, levels)) for name, a in (("measured", simple), ("x", x))
+            name: np.asarray(to_levels(a, levels)) for name, a in (("measured", shown), ("x", x))
         }
         ok = np.all(np.isfinite(np.asarray(x).reshape(n, -1)), axis=1)
         return Result(arrays, np.concatenate(list(arrays.values())), ok)

@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -13,7 +13,9 @@ from score_jax.build import ConfigError
 
 
 def read(flag: str, name: str, make: Callable, items: Iterable[str]) -> dict[str, Any]:
-    """The keyword arguments of `make` that items stand for; numbers are finite and at least 0.
+    """The keyword arguments of `make` that items stand for.
+
+    Numbers are finite, at least 0, and within what `build.rules` says of an option of this name.
 
     Args:
       flag, name: the flag that the items come from, and what `make` makes, for messages.
@@ -41,11 +43,19 @@ def _value(where: str, text: str, parameter: inspect.Parameter):
         if text not in (choices := build.CHOICES[parameter.name]):
             raise ConfigError(f"{where}: {build.choose(text, choices)}")
         return text
-    values = [_number(where, part, parameter, int in kinds) for part in text.split(",")]
+    values = [_number(part, int in kinds) for part in text.split(",")]
     lengths = [len(typing.get_args(kind)) for kind in kinds if typing.get_origin(kind) is tuple]
-    if len(values) != (lengths or [1])[0]:
-        how = f"{lengths[0]} numbers, as {parameter.name}=0.3,3" if lengths else "one number"
+    if None in values or len(values) != (lengths or [1])[0]:
+        example = 8 if parameter.default is None else parameter.default
+        how = f"a {'whole ' if int in kinds else ''}number, as {parameter.name}={example}"
+        if lengths:
+            how = f"{lengths[0]} numbers, as {parameter.name}=0.3,3"
         raise ConfigError(f"{where} must be {how}")
+    rules = [("finite and at least 0", lambda value: 0 <= value <= sys.float_info.max)]
+    for words, holds in rules + build.rules(None, parameter.name):
+        if not all(map(holds, values)):
+            raise ConfigError(f"{where} must be {words}")
+    values = [int(value) if int in kinds else float(value) for value in values]
     return tuple(values) if lengths else values[0]
 
 
@@ -54,16 +64,12 @@ def _kinds(annotation):
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
-def _number(where, text, parameter, is_whole):
+def _number(text, is_whole):
+    """None if it is none."""
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
-        value = None
+        return None
     if isinstance(value, bool) or not isinstance(value, int if is_whole else (int, float)):
-        raise ConfigError(
-            f"{where} must be a {'whole number' if is_whole else 'number'}, as "
-            f"{parameter.name}={parameter.default or 8}"
-        )
-    if not math.isfinite(value) or value < 0:
-        raise ConfigError(f"{where} must be finite and at least 0")
-    return value if is_whole else float(value)
+        return None
+    return value

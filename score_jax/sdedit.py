@@ -40,8 +40,11 @@ def sdedit(draw: Callable, guide: Float[Array, "n *s"], t0: float) -> Callable:
 def time_of_level(sde: SDE, level: float) -> float:
     """The time at which sigma / alpha is `level`; ValueError if the SDE has none after t_min."""
     highest, lowest = (math.exp(-0.5 * float(end)) for end in reversed(log_snr_ends(sde)))
-    if not lowest < level <= highest:
-        raise ValueError(
-            f"level = {level:g} of the noise must be above {lowest:.3g} and at most {highest:.3g}"
-        )
-    return min(float(sde.time_of_log_snr(jnp.asarray(-2 * math.log(level)))), sde.t_max)
+    if lowest < level <= highest:
+        t = min(float(sde.time_of_log_snr(jnp.asarray(-2 * math.log(level)))), sde.t_max)
+        # in float32 the time of a level just above the lowest may be t_min itself
+        if t > sde.t_min:
+            return t
+    raise ValueError(
+        f"level = {level:g} of the noise must be above {lowest:.6g} and at most {highest:.6g}"
+    )

@@ -12,7 +12,9 @@ Tasks `class` and `sdedit` draw by the run's own sampler, which --config.sample.
 overrides. An input is the whole image, from a file or by its --index in the test split; a measurement
 is taken of it, with noise of --std in units where data are in [-1, 1]. A .png shows what was given
 and the samples, or the row from one input to the other; a .npz holds them as arrays `input`,
-`measured`, `label` and `x`.
+`measured`, `label` and `x`. A measurement of another shape than the data's is shown by the simplest
+example that agrees with it. Of an example of the test split the class is known, and is the default of
+--label.
 """
 
 import math
@@ -78,7 +80,7 @@ LABEL = flags.DEFINE_multi_integer(
 )
 NOT = flags.DEFINE_multi_integer("not", [], "class not to be of; repeatable", lower_bound=0)
 CLASSIFIER = flags.DEFINE_string("classifier", None, "folder of a classifier's run")
-SEED = flags.DEFINE_integer("seed", 0, "of the noise")
+SEED = flags.DEFINE_integer("seed", 0, "of the noise", lower_bound=0, upper_bound=2**32 - 1)
 EMA = flags.DEFINE_string(
     "ema", None, "of which average of the parameters, as of eval.py; default: the first"
 )
@@ -220,15 +222,17 @@ def edited(loaded: Loaded, method: None, overrides: list[str]) -> Compute:
 
 def interpolated(loaded: Loaded, make: interpolation.MakeRow, overrides: list[str]) -> Compute:
     """A row from one input to the other."""
+    if N.value < 2:
+        raise ConfigError(f"--n={N.value}, but a row has two ends; give --n=2 or more")
     given, _ = given_inputs(loaded, 2)
     return control.between(loaded, make, given, one_label(loaded), n=N.value)
 
 
 ONE_INPUT = "input", "index", "label"
-MEASURE = Kind(measured, (*ONE_INPUT, "std", "steps"), posterior.METHODS, "pigdm")
+MEASURE = Kind(measured, (*ONE_INPUT, "std", "steps", "seed"), posterior.METHODS, "pigdm")
 CLASS = Kind(
     of_class,
-    ("label", "not", "classifier", "steps"),
+    ("label", "not", "classifier", "steps", "seed"),
     guided.METHODS,
     "classifier_free",
     sampler=True,
@@ -236,7 +240,7 @@ CLASS = Kind(
 )
 EDIT = Kind(
     edited,
-    (*ONE_INPUT, "level", "steps"),
+    (*ONE_INPUT, "level", "steps", "seed"),
     sampler=True,
     what="the input noised to --level, and sampled from there (Meng et al. 2022, arXiv 2108.01073)",
 )
@@ -256,7 +260,7 @@ def flags_of(task: str) -> list[str]:
     kind = KINDS[task]
     own = TASKS[task].options if task in TASKS else ()
     methods = ("method", "option") if kind.methods else ()
-    return [*(name for name in own if name != "seed"), *kind.flags, *methods]
+    return [*(name for name in own if name not in kind.flags), *kind.flags, *methods]
 
 
 def listing() -> str:
@@ -290,6 +294,8 @@ def check_flags(overrides: list[str]):
     for item in overrides:
         if _key(item).startswith("sample.") and not KINDS[name].sampler:
             raise ConfigError(f"{item} has no effect here; --list shows methods, --steps how many")
+        if _key(item) == "sample.n_steps" and STEPS.value:
+            raise ConfigError(f"--steps={STEPS.value} is short for {item}; give one of them")
 
 
 def method_of(kind: Kind):

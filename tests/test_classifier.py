@@ -272,7 +272,7 @@ def test_a_run_learns_validates_by_noise_level_and_draws_no_pictures(tmp_path):
     )
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     first, last = rows[0], rows[-1]
-    metrics, levels = ("accuracy", "cross_entropy"), ("0.1", "0.3", "1", "3", "10")
+    metrics, levels = ("accuracy", "cross_entropy"), ("t_min", "0.1", "0.3", "1", "3", "10")
     expected = {f"val_{name}_at_{level}" for name in metrics for level in levels}
     assert last.keys() == {"step", "val_loss"} | expected
     assert {"loss", "accuracy"} < first.keys()

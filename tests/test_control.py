@@ -1,5 +1,6 @@
 """scripts/control.py in this process, on networks of random weights."""
 
+import contextlib
 import importlib.util
 import json
 import sys
@@ -12,12 +13,15 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 from test_cli import COMPILED
 
-from score_jax import build, guided, interpolation, latents, posterior
+from score_jax import build, guided, interpolation, latents, posterior, sdedit
 from score_jax import run as run_module
-from score_jax.data.base import to_model
+from score_jax import sde as sdes
+from score_jax.data import example
+from score_jax.data.base import DataSet, Split, to_model
 
 DIGITS = dict(
     data=dict(name="digits"),
@@ -144,6 +148,13 @@ def test_inpainting_keeps_what_the_mask_shows(draw, method):
     assert np.any(found["x"][0, :, 4:] != found["x"][1, :, 4:])
 
 
+def test_a_blurred_image_is_shown_as_it_was_given(draw):
+    found = draw("--task=deblur", "--method=projection", "--width=1", "--index=3", "--steps=1")
+    blurred = gaussian_filter(digit(3)[..., 0] + 0.5, 1.0, mode="nearest", truncate=4)
+    np.testing.assert_allclose(found["measured"][0, :, :, 0], np.floor(blurred), atol=1)
+    assert np.abs(found["measured"].astype(int) - found["input"]).max() > 3
+
+
 def test_an_image_file_is_edited_and_drawn(call, tmp_path, capsys):
     np.save(tmp_path / "in.npy", digit(0).astype(np.uint8))
     assert call("--task=sdedit", "--level=0.01", "--input=in.npy", "--label=0", "--steps=2") == 0
@@ -156,6 +167,17 @@ def test_an_edit_with_little_noise_keeps_the_image(draw):
     """Noise of 0.001, and a prediction of it, are far below one of 17 levels."""
     found = draw("--task=sdedit", "--level=0.0015", "--index=0", "--steps=2")
     np.testing.assert_array_equal(found["x"], np.tile(digit(0), (2, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("make", [sdes.ve, sdes.edm, sdes.linear, sdes.ddpm])
+def test_a_level_of_noise_has_a_time_after_t_min_or_is_refused(make):
+    """In float32 the time of one a billionth above the lowest may be t_min itself."""
+    sde, found = make(), []
+    lowest = np.exp(-0.5 * float(sdes.log_snr_ends(sde)[0]))
+    for level in lowest * np.array([1 + 1e-9, 1 + 1e-7, 1.01]):
+        with contextlib.suppress(ValueError):
+            found.append(sdedit.time_of_level(sde, level))
+    assert found and min(found) > sde.t_min
 
 
 def test_guidance_at_scale_one_is_the_model_told_the_class_and_the_composition_of_one_class(draw):
@@ -241,7 +263,17 @@ GUIDED = ["--task=class"]
             ["--option=interval=3,1"],
             "interval = 3,1 must be two noise levels, the lower first",
         ),
-        ("DIGITS", ["--option=scale=1,2"], "--option=scale=1,2 must be one number"),
+        (
+            "DIGITS",
+            ["--option=interval=a,b"],
+            "--option=interval=a,b must be 2 numbers, as interval=0.3,3",
+        ),
+        ("DIGITS", ["--option=scale=1,2"], "--option=scale=1,2 must be a number, as scale=2.0"),
+        (
+            "DIGITS",
+            ["--steps=3", "--config.sample.n_steps=4"],
+            "--steps=3 is short for --config.sample.n_steps=4; give one of them",
+        ),
         ("DIGITS", ["--option=rescale=2"], "rescale = 2 is a share, at least 0 and at most 1"),
         (
             "DIGITS",
@@ -289,6 +321,10 @@ def files(folder):
     Image.new("L", (9, 8)).save(folder / "wide.png")
     Image.new("L", (8, 8), 255).save(folder / "white.png")
     (folder / "text.png").write_text("no image")
+    (folder / "empty.npy").touch()
+    np.savez(folder / "archive.npz", x=np.zeros((8, 8, 1)))
+    (folder / "archive.npz").rename(folder / "archive.npy")
+    np.save(folder / "words.npy", np.full((8, 8, 1), "a"))
 
 
 @pytest.mark.parametrize(
@@ -305,6 +341,9 @@ def files(folder):
         ),
         (["--option=eta=x"], "--option=eta=x must be a number, as eta=1.0"),
         (["--option=eta=-1"], "--option=eta=-1 must be finite and at least 0"),
+        (["--option=eta=2"], "--option=eta=2 must be at least 0 and at most 1"),
+        (["--task=interpolate", "--seed=1"], "--seed is not for --task=interpolate, which takes"),
+        (["--task=interpolate", "--n=1"], "--n=1, but a row has two ends; give --n=2 or more"),
         (
             ["--method=repaint", "--option=jump=1.5"],
             "--option=jump=1.5 must be a whole number, as jump=10",
@@ -334,6 +373,9 @@ def files(folder):
             "real.npy has values from 0.5 to 0.5; the data have integers from 0",
         ),
         (["--input=text.png"], "text.png is no image of a format among"),
+        (["--input=empty.npy"], "empty.npy is no .npy of numbers (EOF: reading magic string"),
+        (["--input=archive.npy"], "archive.npy is no .npy of numbers (the magic string is not"),
+        (["--input=words.npy"], "words.npy holds <U1; it must hold real numbers"),
         (["--input=none.png"], "No such file or directory: 'none.png'"),
         (["--index=0", "--mask=middle"], "--mask=middle is no file; choose from center, left"),
         (
@@ -374,6 +416,20 @@ def test_what_cannot_work_ends_in_one_line(call, tmp_path, capsys, args, message
     assert err.startswith("control.py: ") and err.count("\n") == 1
     assert message in err
     assert not (tmp_path / "control.png").exists()
+
+
+def test_an_image_file_is_no_input_for_continuous_data(tmp_path):
+    """Its bytes would be taken for the data's own units."""
+    Image.new("L", (8, 8), 255).save(tmp_path / "white.png")
+    split = Split(np.zeros((2, 8, 8, 1), np.float32), None)
+    with pytest.raises(ValueError, match="the run's data are continuous; give a .npy of shape"):
+        example.from_file(tmp_path / "white.png", DataSet("d", split, split, split, None))
+
+
+def test_a_mask_hides_what_is_black(tmp_path):
+    Image.fromarray(np.array([[0, 255, 100], [200, 127, 128]], np.uint8)).save(tmp_path / "m.png")
+    mask = example.mask_from_file(tmp_path / "m.png", (2, 3, 1))
+    np.testing.assert_array_equal(mask, [[False, True, False], [True, False, True]])
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,23 @@ def test_repaints_walk_repeats_each_stretch():
         posterior.repaint(jump=0, repeats=2)
 
 
+def test_repaints_repeats_bring_what_is_hidden_nearer_to_its_posterior(x64):
+    """Two coordinates of correlation 0.9, one seen: given y = 1.5 the other has mean 1.35."""
+    sde, covariance = sdes.vp(), np.array([[1.0, 0.9], [0.9, 1.0]])
+    predict = exact.predictor(sde, exact.gaussian(np.zeros(2), covariance))
+    measurement = measurements.inpaint(np.array([True, False]))
+    keys, y = jax.random.split(jax.random.key(0), 1000), jnp.full((1000, 1), 1.5)
+
+    def mean(repeats):
+        method = posterior.repaint(jump=5, repeats=repeats)
+        of_params = lambda params: (sde, lambda x, t, label: predict(x, t))
+        draw = posterior.drawer(method, of_params, measurement, n_steps=20)
+        return np.mean(draw(keys, (), y)[:, 1])
+
+    once, often = mean(1), mean(8)
+    assert once < often and abs(often - 1.35) < 0.5 * abs(once - 1.35), (once, often)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -15,11 +15,15 @@ def from_file(path: Path, data: DataSet) -> np.ndarray:
       ValueError: no such example, by its shape, its range or its format.
     """
     if path.suffix == ".npy":
-        x = np.load(path)
-    elif len(data.shape) == 3:
+        x = _array(path)
+    # what the bytes of an image file are in units of continuous data, nobody knows
+    elif data.levels is not None and len(data.shape) == 3 and data.shape[-1] in (1, 3):
         x = _pixels(str(path), path, data.shape[-1])
     else:
-        raise ValueError(f"--input={path}: the run's data are no images; give a .npy, or --index=0")
+        kind = "continuous" if data.levels is None else "no images of 1 or 3 channels"
+        raise ValueError(
+            f"--input={path}: the run's data are {kind}; give a .npy of shape {data.shape}, or --index=0"
+        )
     if x.shape != data.shape:
         raise ValueError(f"{path} has shape {x.shape}; the model's is {data.shape}: resize it")
     if data.levels is None:
@@ -49,6 +53,17 @@ def mask_from_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if mask.shape != shape[:2]:
         raise ValueError(f"--mask={path} is {mask.shape}; the model's images are {shape[:2]}")
     return mask
+
+
+def _array(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        try:
+            x = np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{path} is no .npy of numbers ({error})") from error
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"{path} holds {x.dtype}; it must hold real numbers")
+    return x
 
 
 def _pixels(name: str, path: Path, channels: int) -> np.ndarray:
