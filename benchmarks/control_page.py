@@ -39,7 +39,7 @@ of another run, the guide. Scale 0 is that model alone; at scale 1 both stand fo
 it was trained, the other by Bayes.
 
 The judge is a classifier that took no part in any of this, trained for {judge_step} steps from seed
-{judge_seed} (the guide: {guide_step} from seed {guide_seed}).{difference} It is shown samples in whole
+{judge_seed} (the guide: {guide_step} from seed {guide_seed}). {difference} It is shown samples in whole
 levels, as images are; the last row is of {n_test} images of the test split. "Spread" is the standard
 deviation of a pixel within a class, over theirs: below 1 is diversity lost, the price of guidance. At scale 0
 samples were not told the class that they are judged by: one in as many classes is right by chance, and their
@@ -101,7 +101,7 @@ def pm(found: Estimate, digits: int = 3) -> str:
 
 
 def guidance_section(
-    guided: Guided, test: Judged, pictures: list[Path], *, difference: str = "", **facts
+    guided: Guided, test: Judged, pictures: list[Path], *, difference: str, **facts
 ) -> str:
     """facts: data, n, n_test, n_steps, dropout, the model's step, and step and seed of judge and guide.
 
@@ -109,7 +109,7 @@ def guidance_section(
       difference: `difference` of judge and guide.
     """
     return GUIDANCE.format(
-        difference=difference and f" {difference}",
+        difference=difference,
         numbers=guidance_table(guided, test),
         advice=guidance_advice(guided, test),
         pictures="\n\n".join(f"![samples by scale, {path.stem}]({path.name})" for path in pictures),

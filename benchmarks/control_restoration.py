@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,16 @@ N_TRAIN = 10_000  # training images whose mean and covariance the linear estimat
 
 
 class Way(NamedTuple):
-    """A method, the steps of its grid, and how many particles it walks for an image."""
+    """A method with its options, and the steps of its grid."""
 
     method: posterior.Method
     n_steps: int
-    particles: int = 1
+    options: dict[str, Any]
+
+    @property
+    def particles(self) -> int:
+        """How many it walks for an image."""
+        return self.options.get("particles", 1)
 
 
 class Scores(NamedTuple):
@@ -48,14 +53,12 @@ class Scores(NamedTuple):
 
 def ways(evaluations: int) -> dict[str, Way]:
     """Every method, with as many evaluations of the network for an image; a multiple of 20."""
-    quarter = evaluations // 4
+    given = {name: (evaluations, {}) for name in posterior.METHODS}
+    given["repaint"] = evaluations // 4, dict(jump=5, repeats=4)
+    given["tsmc"] = evaluations // 4, dict(particles=4)
     return {
-        "projection": Way(posterior.projection(), evaluations),
-        "repaint": Way(posterior.repaint(jump=5, repeats=4), quarter),
-        "ddrm": Way(posterior.ddrm(), evaluations),
-        "dps": Way(posterior.dps(), evaluations),
-        "pigdm": Way(posterior.pigdm(), evaluations),
-        "tsmc": Way(posterior.tsmc(particles=4), quarter, particles=4),
+        name: Way(posterior.METHODS[name].make(**options), n_steps, options)
+        for name, (n_steps, options) in given.items()
     }
 
 
@@ -100,7 +103,7 @@ def restored(
         for name, way in ways(evaluations).items():
             path = folder / f"{model.data_name}_{task}_{name}.npz"
             measure = partial(_drawn, model, way, a, y)
-            found[task][name] = kept(path, [*setting, evaluations], measure)
+            found[task][name] = kept(path, [*setting, way.n_steps, way.options], measure)
     return found
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import build, guided, interpolation, measurement, posterior, run, sdedit
-from score_jax.build import ConfigError
 from score_jax.data.base import to_levels, to_model
 from score_jax.measurement import Measurement
 from score_jax.model import Model, bind
@@ -62,12 +61,13 @@ def measured(
     n_steps: int,
     seed: int,
 ) -> Compute:
-    """n samples given a measurement of `given` [1, *event]; shown after it and the measurement.
+    """n samples given a measurement of `given` [1, *event], in batches; shown after it and the measurement.
 
     A measurement that is an image of the data's size is shown itself, another one by the simplest x
     that agrees with it.
     """
-    levels, x0 = loaded.experiment.data.levels, _model_space(loaded, given)
+    experiment, x0 = loaded.experiment, _model_space(loaded, given)
+    levels = experiment.data.levels
     # one row of noise for the measurement, the others for the samples
     keys = jax.random.split(jax.random.key(seed), n + 1)
     y = measurement.measure(keys[:1], operator, x0)
@@ -75,10 +75,14 @@ def measured(
     # refuses what the method cannot do
     method.steps(*loaded.of_params(loaded.params), operator, repeated)
     draw = posterior.drawer(method, loaded.of_params, operator, n_steps=n_steps)
+    size = n if method.together else min(n, experiment.eval.batch_size)
 
     def compute():
-        labels = None if label is None else jnp.full(n, label)
-        x = draw(keys[1:], loaded.params, repeated, labels)
+        labels = None if label is None else jnp.full(size, label)
+        # the last batch is filled up: one program for all
+        rows = (np.minimum(np.arange(i, i + size), n - 1) for i in range(0, n, size))
+        parts = [draw(keys[1:][row], loaded.params, repeated[row], labels) for row in rows]
+        x = jnp.concatenate(parts)[:n]
         is_image = y.ndim == 4 and y.shape[1:3] == x0.shape[1:3]
         # the pseudo-inverse would undo a blur, and tint a grey image
         shown = (
@@ -106,10 +110,6 @@ def of_class(
 ) -> Compute:
     """n samples by the run's own sampler and the method of `guided.METHODS` that has this name."""
     experiment, entry = loaded.experiment, guided.METHODS[name]
-    if loaded.config["loss"]["name"] == "consistency" and name != "conditional":
-        raise ConfigError(
-            f"--method={name} adds scores, and {experiment.no_bits}; take --method=conditional"
-        )
     knows, n_classes, extra = experiment.labels, experiment.data.n_classes, {}
     if judge is not None:
         n_classes, extra = judge.n_classes, dict(judge=judge.model, same_sde=judge.same_sde)
@@ -137,11 +137,6 @@ def edited(
 ) -> Compute:
     """n samples from `given` [1, *event] noised to a level, by the run's own sampler; shown after it."""
     experiment = loaded.experiment
-    if loaded.config["sample"]["name"] == "langevin":
-        raise ConfigError(
-            "config.sample.name is 'langevin', which has no times to begin in the middle of; take "
-            "another for --task=sdedit, as ddim"
-        )
     t0 = sdedit.time_of_level(experiment.model.sde(loaded.params), level)
     draw = sdedit.sdedit(experiment.draw, _model_space(loaded, given), t0)
     # without a class, none in turn

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from score_jax import dequantize, grids, shapes
 from score_jax.model import Model
-from score_jax.sde import SDE, perturb
+from score_jax.sde import SDE, log_snr_ends, perturb
 from score_jax.types import LossFn
 
 # sigma / alpha at which a classifier is looked at, of data that span [-1, 1]
@@ -61,7 +61,7 @@ def log_p_by_level(
 ) -> Callable[..., dict[str, Array]]:
     """For `evaluate.per_example`: log p(class | x_t), [b, k], at each of NOISE_LEVELS and at t_min, next to no noise.
 
-    By name: the level, and "t_min".
+    By name: the level, and "t_min"; without levels that the SDE has not.
 
     Args:
       levels: of the data, or None.
@@ -76,7 +76,8 @@ def log_p_by_level(
         x = x if levels is None else points(k_points, x, levels)
         sde = model.sde(params)
         of_level = lambda level: sde.time_of_log_snr(jnp.asarray(-2 * math.log(level)))
-        times = {"t_min": sde.t_min} | {f"{level:g}": of_level(level) for level in NOISE_LEVELS}
+        known = [level for level in NOISE_LEVELS if _has(sde, level)]
+        times = {"t_min": sde.t_min} | {f"{level:g}": of_level(level) for level in known}
 
         def log_p(i, time):
             t, eps = jnp.full(len(x), time), shapes.normal(shapes.fold_in(k_noise, i), x)
@@ -85,6 +86,12 @@ def log_p_by_level(
         return {name: log_p(i, time) for i, (name, time) in enumerate(times.items())}
 
     return fn
+
+
+def _has(sde: SDE, level: float) -> bool:
+    with jax.ensure_compile_time_eval():
+        largest, smallest = (float(end) for end in log_snr_ends(sde))
+    return smallest <= -2 * math.log(level) <= largest
 
 
 def by_level(*args: Any) -> Callable[..., dict[str, Array]]:

@@ -65,7 +65,7 @@ def per_example(fn: Callable[..., dict[str, Array]], *, batch_size: int, labels:
     host, batch after batch. The last batch is padded. An iteration from a later `start`, counted in
     examples, has the batches of the whole one, of which it leaves out what lies before: what it
     gives is the same to the last bit. Labels given as `label`, one for each of `index`, take the
-    place of the split's.
+    place of the split's, of a run with labels.
 
     Args:
       fn: fn(keys, params, x, label, streams) -> dict of [b] arrays, x as it is stored.

@@ -64,12 +64,15 @@ def of_label(class_logp: Callable[[Array, Array], Array]) -> LogProb:
 def across(sde: SDE, own: SDE, log_prob: LogProb) -> LogProb:
     """A classifier trained under the SDE `own`, for x_t of another: asked of the same x0 + (sigma / alpha) eps.
 
-    Beyond the ends of its own time it is asked at the end.
+    Beyond the ends of its own time it is asked at the end, of x scaled so that neither signal nor
+    noise is larger than it knows them there.
     """
 
     def fn(x, t, label):
         s = jnp.clip(own.time_of_log_snr(log_snr(sde, t)), own.t_min, own.t_max)
-        return log_prob(shapes.like(own.alpha(s) / sde.alpha(t), x) * x, s, label)
+        # one number within its time, where the ratios are equal
+        scale = jnp.minimum(own.alpha(s) / sde.alpha(t), own.sigma(s) / sde.sigma(t))
+        return log_prob(shapes.like(scale, x) * x, s, label)
 
     return fn
 

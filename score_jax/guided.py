@@ -3,6 +3,7 @@
 The samplers are those of `sampling`; `draw` says who runs their loops.
 """
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -123,7 +124,7 @@ def _models(predict, asked):
     return guidance.of_class(predict, asked.n_classes), of(asked.labels), of(asked.unwanted)
 
 
-_MANY = 1000
+_MANY = sys.maxsize
 _LIU = "Liu et al. 2022, arXiv 2206.01714"
 METHODS = {
     "conditional": Entry(
@@ -233,7 +234,7 @@ def attach(
 def draw(experiment: Experiment, *, gradients: bool) -> Callable[..., dict[str, np.ndarray]]:
     """`run.draw`; with predictions that take gradients of a network, on the CPU, the same by Python's loops.
 
-    There XLA is 10 to 20 times slower at gradients of convolutions inside a compiled loop (see
+    There XLA is 6 to 20 times slower at gradients of convolutions inside a compiled loop (see
     `samplers.run_jitted`). A loop under vmap, of diffrax with steps for each sample, stays compiled.
     """
     if not (gradients and jax.default_backend() == "cpu"):

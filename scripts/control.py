@@ -205,6 +205,9 @@ def _key(item):
 def of_class(loaded: Loaded, guide: guided.Guide, overrides: list[str]) -> Compute:
     """Samples of classes, by a guided model and the run's own sampler."""
     name, judge = METHOD.value or CLASS.default, None
+    if loaded.config["loss"]["name"] == "consistency" and name != "conditional":
+        why = loaded.experiment.no_bits
+        raise ConfigError(f"--method={name} adds scores, and {why}; take --method=conditional")
     if guided.METHODS[name].classifier:
         judge = read_classifier(loaded, overrides)
     elif CLASSIFIER.value is not None:
@@ -215,6 +218,11 @@ def of_class(loaded: Loaded, guide: guided.Guide, overrides: list[str]) -> Compu
 
 def edited(loaded: Loaded, method: None, overrides: list[str]) -> Compute:
     """Samples from the input noised to a level, by the run's own sampler."""
+    if loaded.config["sample"]["name"] == "langevin":
+        raise ConfigError(
+            "config.sample.name is 'langevin', which has no times to begin in the middle of; take "
+            "another for --task=sdedit, as ddim"
+        )
     given, (known,) = given_inputs(loaded, 1)
     label, drawn = one_label(loaded, known), dict(n=N.value, seed=SEED.value)
     return control.edited(loaded, given, label, level=LEVEL.value, **drawn)

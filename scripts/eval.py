@@ -12,11 +12,12 @@ bpd_by_step.csv and .png. Continuous data are measured in nats per example.
 --metric=class asks p(class | x) of a class-conditional model, by Bayes' rule from the ELBO or, with
 --by=ode, from log p(x | class) of the ODE, and the training split's class frequencies; or of a
 classifier, at several noise levels. WORKDIR/eval/class.json, or class_ode.json, has accuracy, log-loss
-and calibration, before and after a temperature that is fitted on as many validation examples,
-class.png the reliability, class.csv a row for each image and class.
+and calibration, before and after a temperature that is fitted on validation examples, --n of them if
+that is given; class.png the reliability, and class.csv, but for a classifier, a row for each image and
+class.
 
 The config is the run's own; --config.eval.OPTION=VALUE overrides how it is evaluated. The exit code
-is 1 if the solver failed on an example.
+is 1 if a number of an example that is judged is not finite, as where the solver failed.
 """
 
 import itertools

@@ -222,6 +222,15 @@ def test_a_row_goes_from_one_input_to_the_other_on_the_great_circle(draw):
     np.testing.assert_allclose(to_model(found["x"][1] + 0.5, 17), middle, atol=1.01 / 17)
 
 
+def test_methods_draw_in_their_own_ways_what_is_hidden(draw):
+    """From the same noise, of weights that are random."""
+    given = "--task=inpaint", "--mask=left", "--index=3", "--label=3", "--std=0.1", "--steps=4"
+    methods = {"repaint": ["--option=jump=2", "--option=repeats=2"], "dps": [], "tsmc": []}
+    found = [draw(*given, f"--method={name}", *more)["x"] for name, more in methods.items()]
+    assert all(x.shape == (2, 8, 8, 1) for x in found)
+    assert len({x[:, :, :4].tobytes() for x in found}) == len(methods)
+
+
 def test_all_tasks_methods_and_options_are_listed(control):
     text = control.listing()
     methods = (*posterior.METHODS, *guided.METHODS, *interpolation.METHODS)

@@ -368,7 +368,9 @@ def test_bad_images_are_left_out_counted_and_listed_at_every_run(load, write, ca
 
 
 def test_colour_is_refused_where_grey_is_asked(load):
-    with pytest.raises(ValueError, match="1.png is in colour, but config.data.channels is 1"):
+    with pytest.raises(
+        ValueError, match="1.png is in colour, but one channel is wanted .config.data.channels"
+    ):
         load(splits_with(GOOD), channels=1)
 
 

@@ -130,8 +130,13 @@ def test_a_classifier_of_another_sde_is_asked_at_the_same_noise_level(x64, sde):
 def test_a_classifier_is_not_asked_beyond_the_ends_of_its_time():
     sde, own = sdes.edm(), sdes.linear()
     ask = guidance.across(sde, own, lambda x, t, label: t)
-    found = ask(jnp.zeros((2, 1)), jnp.array([0.002, 80.0]) * jnp.array([0.01, 1e4]), None)
+    sigma = jnp.array([0.002, 80.0]) * jnp.array([0.01, 1e4])
+    found = ask(jnp.zeros((2, 1)), sigma, None)
     np.testing.assert_allclose(found, [own.t_min, own.t_max], rtol=1e-6)
+    # less noise than it knows: the signal is as large as at t_min; more: the noise is as at t_max
+    scaled = guidance.across(sde, own, lambda x, t, label: x[:, 0])(jnp.ones((2, 1)), sigma, None)
+    expected = own.alpha(own.t_min), own.sigma(own.t_max) / sigma[1]
+    np.testing.assert_allclose(scaled, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])

@@ -75,7 +75,9 @@ def _with_channels(image: Image.Image, channels: int) -> Image.Image:
         return image
     red, green, blue = image.split()
     if not red.tobytes() == green.tobytes() == blue.tobytes():
-        raise ValueError("is in colour, but config.data.channels is 1")
+        raise ValueError(
+            "is in colour, but one channel is wanted (config.data.channels, of a folder)"
+        )
     return red
 
 

@@ -22,11 +22,13 @@ class Method(NamedTuple):
         y for each sample.
       gradients: whether they take gradients of predict.
       walk: the times that are stepped through, of the decreasing times of a grid.
+      together: whether the samples of a batch depend on each other.
     """
 
     steps: Callable[[SDE, PredictFn, Measurement, Array], Steps]
     gradients: bool = False
     walk: Callable[[Array], Array] = lambda times: times
+    together: bool = False
 
 
 def check_shares(**shares: float) -> None:

@@ -171,7 +171,7 @@ def tsmc(
         finish = equal(weighted(sde, measurement, y, particles), particles)
         return Steps(sampler(sde, twist, **options), predict, finish=finish)
 
-    return Method(steps, gradients=True)
+    return Method(steps, gradients=True, together=True)
 
 
 def check_groups(n: int, particles: int | None) -> None:
