@@ -32,6 +32,11 @@ def optimal(keys, x):
     return coupling.optimal(keys, x, None)
 
 
+def assert_same_noise(found, drawn):
+    """Up to the rounding of two programs, where no two draws are as near to each other."""
+    np.testing.assert_allclose(found, drawn, rtol=1e-6)
+
+
 def test_the_assignment_is_scipys_of_the_squared_distances():
     """Of events with several axes; it costs less than none."""
     keys, x = keys_and_data(32, 5, 1)
@@ -39,7 +44,7 @@ def test_the_assignment_is_scipys_of_the_squared_distances():
     distances = np.sum(np.square(np.asarray(x, float)[:, None] - eps), axis=(2, 3))
     rows, columns = linear_sum_assignment(distances)
     np.testing.assert_array_equal(rows, np.arange(32))
-    np.testing.assert_array_equal(found, eps[columns])
+    assert_same_noise(found, eps[columns])
     assert cost(x, found) < 0.9 * cost(x, eps)
 
 
@@ -47,15 +52,15 @@ def test_in_one_dimension_the_smallest_noise_goes_to_the_smallest_datum():
     keys, x = keys_and_data(32, 1)
     found = optimal(keys, x)
     order = np.argsort(x[:, 0])
-    np.testing.assert_array_equal(found[order, 0], np.sort(shapes.normal(keys, x)[:, 0]))
+    assert_same_noise(found[order, 0], np.sort(shapes.normal(keys, x)[:, 0]))
 
 
 def test_the_noise_of_the_batch_is_the_same_in_another_order():
     keys, x = keys_and_data(32, 5, 1)
     found, drawn = optimal(keys, x), shapes.normal(keys, x)
-    assert np.any(found != drawn)
-    rows = lambda a: sorted(np.asarray(a)[..., 0].tolist())
-    assert rows(found) == rows(drawn)
+    rows = lambda a: np.asarray(sorted(np.asarray(a)[..., 0].tolist()))
+    assert_same_noise(rows(found), rows(drawn))
+    assert not np.allclose(found, drawn, rtol=1e-6)
 
 
 def test_four_devices_couple_as_one():
@@ -65,7 +70,7 @@ def test_four_devices_couple_as_one():
         lambda keys, x: coupling.optimal(keys, x, parallel.AXIS), axis_name=parallel.AXIS
     )(*parallel.shard((keys, x)))
     assert parallel.count() == 4
-    np.testing.assert_array_equal(one, four.reshape(32, 5, 1))
+    assert_same_noise(one, four.reshape(32, 5, 1))
 
 
 def test_gathered_parts_are_the_batch_on_every_device():

@@ -1,5 +1,7 @@
 """A run whose dequantization is a flow: trained for the score model of a finished run, and evaluated."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -43,8 +45,10 @@ def test_a_flow_is_trained_for_the_averaged_score_model_of_a_run_which_stays_as_
     folder, params = score
     flow = dict(name="flow", width=4, depth=2, frozen=str(folder))
     experiment, state = trained(tmp_path / "flow", dequantize=flow)
-    for tree in (state.params, state.averaged()):
-        jax.tree.map(np.testing.assert_array_equal, tree["score"], params)
+    jax.tree.map(np.testing.assert_array_equal, state.params["score"], params)
+    # a mean of what does not change, up to its rounding
+    equal = partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(equal, state.averaged()["score"], params)
     moved = [np.any(leaf != 0) for leaf in jax.tree.leaves(last_layers(state))]
     assert moved and all(moved)
 
