@@ -234,7 +234,7 @@ def attach(
 def draw(experiment: Experiment, *, gradients: bool) -> Callable[..., dict[str, np.ndarray]]:
     """`run.draw`; with predictions that take gradients of a network, on the CPU, the same by Python's loops.
 
-    There XLA is 6 to 20 times slower at gradients of convolutions inside a compiled loop (see
+    There XLA is 5 to 20 times slower at gradients of convolutions inside a compiled loop (see
     `samplers.run_jitted`). A loop under vmap, of diffrax with steps for each sample, stays compiled.
     """
     if not (gradients and jax.default_backend() == "cpu"):

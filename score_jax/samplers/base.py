@@ -97,7 +97,7 @@ def run_jitted(
       make: called inside jit, so that parameters in `given` are arguments of the program. The same
         function compiles once.
       gradients: whether the steps take gradients of a network with respect to x. On the CPU XLA is
-        6 to 20 times slower at those of convolutions inside of a loop: there Python is the loop,
+        5 to 20 times slower at those of convolutions inside of a loop: there Python is the loop,
         over one compiled step.
     """
     if not (gradients and jax.default_backend() == "cpu"):
