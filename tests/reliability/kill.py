@@ -89,7 +89,6 @@ def start(home: Path, run: Run, shell: str = "") -> subprocess.Popen:
     quick = {
         # compiling takes most of the time
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        "--xla_cpu_use_fusion_emitters=false "
         f"--xla_force_host_platform_device_count={run.devices}",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
